@@ -1,0 +1,174 @@
+//! The config watcher: reads the runtime files again and again, and hands on what changed.
+//!
+//! Polling by content, not by inode or modification time, survives the symlink swap of a Kubernetes ConfigMap. A file
+//! that cannot be used changes nothing: the last good configuration stays.
+
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::time::Duration;
+
+use actix::{Actor, ActorFutureExt, Addr, AsyncContext, Context, Handler, Supervised, WrapFuture};
+use arc_swap::ArcSwap;
+
+use super::events::{EventHub, NodeEvent};
+use super::message::{drillable, message};
+use super::mirror::{Mirror, Runtime};
+use crate::config::runtime::{Poll, RuntimeConfig, RuntimeLoader, load_last_good, save_last_good};
+use crate::migration::RuntimeMulti;
+
+/// The runtime configuration as it stands.
+#[derive(Clone, Debug, Default, serde::Serialize)]
+pub struct RuntimeView {
+    /// The last good one.
+    pub config: RuntimeConfig,
+    /// SHA-256 of its sources; empty before the first was read.
+    pub hash: String,
+    /// Whether the last reading succeeded.
+    pub healthy: bool,
+    /// Why it did not.
+    pub last_error: Option<String>,
+    /// Successful readings that changed something.
+    pub reloads: u64,
+}
+
+/// What outlives the actor.
+pub(crate) struct ConfigParts {
+    pub(crate) period: Duration,
+    pub(crate) loader: Mutex<RuntimeLoader>,
+    pub(crate) view: ArcSwap<RuntimeView>,
+    pub(crate) events: EventHub,
+    pub(crate) mirror: OnceLock<Addr<Mirror>>,
+    pub(crate) address: OnceLock<Addr<ConfigWatcher>>,
+    /// Where the last good configuration is kept for the next start.
+    pub(crate) cache: Option<PathBuf>,
+}
+
+pub(crate) struct ConfigWatcher {
+    parts: Arc<ConfigParts>,
+}
+
+impl ConfigWatcher {
+    pub(crate) fn new(parts: Arc<ConfigParts>) -> Self {
+        Self { parts }
+    }
+
+    fn read(&mut self, ctx: &mut Context<Self>) {
+        let parts = self.parts.clone();
+        // A network file system may hang: that must not stop heartbeats.
+        let reading = tokio::task::spawn_blocking(move || {
+            let mut loader = parts.loader.lock().unwrap_or_else(PoisonError::into_inner);
+            let poll = loader.poll();
+            if let (Poll::Changed(config), Some(directory)) = (&poll, &parts.cache)
+                && let Err(error) = save_last_good(directory, config)
+            {
+                tracing::warn!(%error, "the last good runtime config was not saved");
+            }
+            (poll, loader.hash())
+        });
+        ctx.spawn(reading.into_actor(self).map(|read, this, ctx| {
+            if let Ok((poll, hash)) = read {
+                this.apply(poll, hash);
+            }
+            ctx.run_later(this.parts.period, Self::read);
+        }));
+    }
+
+    fn apply(&self, poll: Poll, hash: String) {
+        let before = self.parts.view.load_full();
+        let mut view = RuntimeView::clone(&before);
+        match poll {
+            Poll::Unchanged => {
+                view.healthy = true;
+                view.last_error = None;
+            }
+            Poll::Changed(config) => {
+                self.parts.events.publish(NodeEvent::RuntimeConfigChanged { hash: hash.clone() });
+                view = RuntimeView { config, hash, healthy: true, last_error: None, reloads: before.reloads + 1 };
+            }
+            Poll::Failed(error) => {
+                let reason = error.to_string();
+                if view.last_error.as_ref() != Some(&reason) {
+                    self.parts.events.publish(NodeEvent::RuntimeConfigRefused { reason: reason.clone() });
+                }
+                view.healthy = false;
+                view.last_error = Some(reason);
+                if view.hash.is_empty()
+                    && let Some(config) = self.cached()
+                {
+                    view.config = config;
+                    view.hash = "cached".to_owned();
+                }
+            }
+        }
+        self.parts.view.store(Arc::new(view));
+        self.tell_mirror();
+    }
+
+    /// The last good configuration of an earlier run: a node that starts during a migration with an unreadable file
+    /// goes on with what it last knew.
+    fn cached(&self) -> Option<RuntimeConfig> {
+        match load_last_good(self.parts.cache.as_deref()?) {
+            Ok(config) => config,
+            Err(error) => {
+                tracing::warn!(%error, "the cached runtime config is not used");
+                None
+            }
+        }
+    }
+
+    /// Level-triggered: the mirror is told the current state after each reading, so nothing is ever missed.
+    fn tell_mirror(&self) {
+        let Some(mirror) = self.parts.mirror.get() else { return };
+        let view = self.parts.view.load();
+        if !view.healthy {
+            mirror.do_send(Runtime(Err(view.last_error.clone().unwrap_or_default())));
+        }
+        // The last good one stays in force whatever happened to the file since.
+        if !view.hash.is_empty() {
+            mirror.do_send(Runtime(runtime_multi(&view.config)));
+        }
+    }
+}
+
+/// What the runtime configuration says to the multi store.
+pub(crate) fn runtime_multi(config: &RuntimeConfig) -> Result<RuntimeMulti, String> {
+    let multi = &config.multi_kv_config;
+    let primary = multi.primary.as_deref().map(str::parse).transpose().map_err(|error| format!("{error}"))?;
+    Ok(RuntimeMulti { primary, mirror_enabled: multi.mirror_enabled })
+}
+
+impl Actor for ConfigWatcher {
+    type Context = Context<Self>;
+
+    fn started(&mut self, ctx: &mut Self::Context) {
+        self.read(ctx);
+    }
+}
+
+impl Supervised for ConfigWatcher {
+    // The loader with its last good configuration lives in the parts; `started` reads again at once.
+    fn restarting(&mut self, _: &mut Self::Context) {}
+}
+
+drillable!(ConfigWatcher);
+
+/// Reads the files now instead of at the next period.
+pub(crate) struct ReadNow;
+message!(ReadNow => ());
+
+impl Handler<ReadNow> for ConfigWatcher {
+    type Result = ();
+
+    fn handle(&mut self, _: ReadNow, ctx: &mut Self::Context) {
+        let parts = self.parts.clone();
+        let reading = tokio::task::spawn_blocking(move || {
+            let mut loader = parts.loader.lock().unwrap_or_else(PoisonError::into_inner);
+            (loader.poll(), loader.hash())
+        });
+        ctx.spawn(reading.into_actor(self).map(|read, this, _| {
+            if let Ok((poll, hash)) = read {
+                this.apply(poll, hash);
+            }
+        }));
+    }
+}

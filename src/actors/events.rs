@@ -1,0 +1,120 @@
+//! What happens on a node, as a stream for its host, its logs and its pages.
+
+use std::time::Duration;
+
+use serde::Serialize;
+use tokio::sync::broadcast;
+
+use super::guard::Death;
+use crate::ring::InstanceState;
+
+/// Something worth telling.
+#[derive(Clone, Debug, Serialize)]
+#[serde(tag = "event", rename_all = "snake_case")]
+#[non_exhaustive]
+pub enum NodeEvent {
+    /// A member joined, or came back from the dead.
+    MemberJoined {
+        /// Its name.
+        name: String,
+    },
+    /// A member changed its meta.
+    MemberUpdated {
+        /// Its name.
+        name: String,
+    },
+    /// A member did not answer probes and has time to refute.
+    MemberSuspected {
+        /// Its name.
+        name: String,
+    },
+    /// A suspicion was refuted.
+    MemberRecovered {
+        /// Its name.
+        name: String,
+    },
+    /// A member is declared dead.
+    MemberFailed {
+        /// Its name.
+        name: String,
+    },
+    /// A member left.
+    MemberLeft {
+        /// Its name.
+        name: String,
+    },
+    /// Two members claim one name; the first is kept.
+    MemberConflict {
+        /// The contested name.
+        name: String,
+        /// Address of the one that was refused.
+        other: String,
+    },
+    /// The set of instances, their tokens or their states changed.
+    RingChanged {
+        /// Which ring.
+        ring: String,
+        /// Instances in it now.
+        instances: usize,
+    },
+    /// This node's own instance changed its state.
+    InstanceState {
+        /// Which ring.
+        ring: String,
+        /// Before.
+        from: InstanceState,
+        /// Now.
+        to: InstanceState,
+    },
+    /// The runtime configuration changed.
+    RuntimeConfigChanged {
+        /// SHA-256 of the new one.
+        hash: String,
+    },
+    /// The runtime configuration could not be used; the last good one stays.
+    RuntimeConfigRefused {
+        /// Why.
+        reason: String,
+    },
+    /// A step of a migration.
+    Migration {
+        /// What happened, in words.
+        what: String,
+    },
+    /// A store flip was carried out on this node.
+    Flipped {
+        /// The store that was primary.
+        from: crate::kv::StoreKind,
+        /// The store that is primary now.
+        to: crate::kv::StoreKind,
+        /// From the decision to the swap.
+        took: Duration,
+    },
+    /// An actor died and was started again.
+    ActorRestarted {
+        /// Which one.
+        actor: String,
+        /// How it died.
+        death: Death,
+    },
+}
+
+/// Where events go in and come out. A reader that is too slow misses the oldest ones and is told how many.
+#[derive(Clone, Debug)]
+pub(crate) struct EventHub(broadcast::Sender<NodeEvent>);
+
+impl EventHub {
+    pub(crate) fn new() -> Self {
+        Self(broadcast::Sender::new(1024))
+    }
+
+    pub(crate) fn publish(&self, event: NodeEvent) {
+        tracing::info!(event = ?event);
+        // Nobody listening is fine.
+        let _ = self.0.send(event);
+    }
+
+    pub(crate) fn subscribe(&self) -> broadcast::Receiver<NodeEvent> {
+        self.0.subscribe()
+    }
+}

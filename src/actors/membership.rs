@@ -1,0 +1,479 @@
+//! The membership actor: the shell around the `swim` core.
+
+use std::collections::HashMap;
+use std::net::SocketAddr;
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::time::{Duration, Instant};
+
+use actix::{Actor, ActorFutureExt, Addr, AsyncContext, Context, Handler, ResponseFuture, SpawnHandle, Supervised, WrapFuture};
+use arc_swap::ArcSwap;
+use bytes::Bytes;
+use rand::SeedableRng;
+use rand::rngs::SmallRng;
+use tokio::sync::{oneshot, watch};
+
+use super::events::{EventHub, NodeEvent};
+use super::gossip::{Gossip, LocalState, RebroadcastOwn, RemoteState, UserMessages};
+use super::message::{drillable, message};
+use super::seeds;
+use super::transport::{Exchange, SendPackets, TransportActor};
+use crate::clock::Now;
+use crate::swim::{
+    Durable, ExchangeId, Input, LocalNode, Member, MemberEvent, Output, Swim, SwimConfig, UserBroadcast,
+};
+use crate::transport::PacketQueue;
+use crate::wire::StreamMessage;
+
+/// Packets handled before timers get their turn.
+const BATCH: usize = 64;
+
+/// Exchanges that peers began have the top bit set, so that they never meet the ids of our own.
+const INBOUND: u64 = 1 << 63;
+
+/// The members as this node sees them: an immutable snapshot.
+#[derive(Clone, Debug, Default)]
+pub struct Members {
+    /// Every member known, the suspected, the dead and those that left included, by name.
+    pub list: Vec<Member>,
+    /// Lifeguard's local health score: 0 is healthy, higher means that this node itself is slow.
+    pub health_score: u32,
+    /// Messages that wait to be gossiped.
+    pub queued_broadcasts: usize,
+}
+
+/// What outlives the actor.
+pub(crate) struct MembershipParts {
+    pub(crate) config: SwimConfig,
+    pub(crate) local: LocalNode,
+    pub(crate) queue: Arc<PacketQueue>,
+    pub(crate) members: Arc<ArcSwap<Members>>,
+    pub(crate) events: EventHub,
+    pub(crate) transport: OnceLock<Addr<TransportActor>>,
+    pub(crate) gossip: OnceLock<Addr<Gossip>>,
+    pub(crate) durable: Mutex<Option<Durable>>,
+    /// Names of peers to join, as configured.
+    pub(crate) join_members: Vec<String>,
+    /// Whether a node that joins nobody ends instead of beginning a cluster of its own.
+    pub(crate) abort_if_join_fails: bool,
+    /// How often they are resolved again.
+    pub(crate) resolve_every: Duration,
+    pub(crate) seeds: Mutex<Vec<SocketAddr>>,
+    /// Whether the first attempt to join is over. Before that the store takes no writes: an instance that registered
+    /// in an empty store would draw new tokens although the cluster still knows its old ones.
+    pub(crate) joined: watch::Sender<Joined>,
+}
+
+/// How the first attempt to join stands.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Joined {
+    /// Not over yet.
+    Trying,
+    /// Over: we have the state of a member, or there is none to have.
+    Done,
+    /// Nobody answered, and the configuration says that this ends the node.
+    Aborted(String),
+}
+
+pub(crate) struct Membership {
+    parts: Arc<MembershipParts>,
+    swim: Swim,
+    /// The core's count of changes when the members were last published.
+    published: u64,
+    timer: Option<(Instant, SpawnHandle)>,
+    inbound: HashMap<u64, oneshot::Sender<Option<Bytes>>>,
+    next_inbound: u64,
+    joins: HashMap<u64, oneshot::Sender<JoinOutcome>>,
+    next_join: u64,
+    leaving: Vec<oneshot::Sender<()>>,
+}
+
+/// How a join went.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct JoinOutcome {
+    /// Peers that answered; oneself does not count.
+    pub(crate) joined: usize,
+    /// What went wrong with the others.
+    pub(crate) errors: Vec<String>,
+}
+
+impl Membership {
+    pub(crate) fn new(parts: Arc<MembershipParts>) -> Self {
+        let (config, local) = (parts.config.clone(), parts.local.clone());
+        let rng = SmallRng::from_rng(&mut rand::rng());
+        let durable = parts.durable.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let now = Now::read();
+        let mut swim = match durable {
+            Some(durable) => Swim::resume(config, local, rng, now, durable),
+            None => Swim::new(config, local, rng, now),
+        };
+        let seeds = parts.seeds.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        if !seeds.is_empty() {
+            swim.handle(now, Input::SetSeeds(seeds));
+        }
+        Self {
+            parts,
+            swim,
+            published: 0,
+            timer: None,
+            inbound: HashMap::new(),
+            next_inbound: 0,
+            joins: HashMap::new(),
+            next_join: 0,
+            leaving: Vec::new(),
+        }
+    }
+
+    fn input(&mut self, input: Input, ctx: &mut Context<Self>) {
+        self.swim.handle(Now::read(), input);
+        self.pump(ctx);
+    }
+
+    /// Carries out what the core wants, publishes what changed, and sets the timer.
+    fn pump(&mut self, ctx: &mut Context<Self>) {
+        let packets = self.pump_inside(ctx);
+        if let (false, Some(transport)) = (packets.is_empty(), self.parts.transport.get()) {
+            transport.do_send(SendPackets(packets));
+        }
+    }
+
+    /// As [`Membership::pump`], but leaves the packets to the caller.
+    fn pump_inside(&mut self, ctx: &mut Context<Self>) -> Vec<(SocketAddr, Bytes)> {
+        let mut packets = Vec::new();
+        let mut user_messages = Vec::new();
+        while let Some(output) = self.swim.poll_output() {
+            match output {
+                Output::SendPacket { to, bytes } => packets.push((to, bytes)),
+                Output::UserMessage { bytes } => user_messages.push(bytes),
+                Output::Event(event) => {
+                    self.parts.events.publish(node_event(event));
+                }
+                output => self.carry_out(output, ctx),
+            }
+        }
+        if let (false, Some(gossip)) = (user_messages.is_empty(), self.parts.gossip.get()) {
+            // When the store is that far behind, what is dropped here comes with the next push/pull.
+            if gossip.try_send(UserMessages(user_messages)).is_err() {
+                tracing::warn!("the gossip store is overloaded: updates dropped");
+            }
+        }
+        if self.swim.changes() != self.published {
+            self.publish();
+        }
+        self.set_timer(ctx);
+        packets
+    }
+
+    fn carry_out(&mut self, output: Output, ctx: &mut Context<Self>) {
+        match output {
+            Output::OpenStream { exchange, to, bytes, expect_reply, timeout } => {
+                let Some(transport) = self.parts.transport.get() else { return };
+                let request = transport.send(Exchange { to, bytes, expect_reply, timeout });
+                ctx.spawn(request.into_actor(self).map(move |answer, this, ctx| {
+                    let result = answer.unwrap_or_else(|error| Err(format!("{to}: {error}")));
+                    this.input(Input::StreamReply { exchange, result }, ctx);
+                }));
+            }
+            Output::RespondStream { exchange, bytes } => {
+                if let Some(answer) = self.inbound.remove(&exchange.0) {
+                    let _ = answer.send(bytes);
+                }
+            }
+            Output::NeedUserState { exchange, join } => {
+                let Some(gossip) = self.parts.gossip.get() else { return };
+                ctx.spawn(gossip.send(LocalState { join }).into_actor(self).map(move |state, this, ctx| {
+                    // Without the store's state the exchange goes on with the members alone.
+                    let bytes = state.unwrap_or_default();
+                    this.input(Input::UserState { exchange, bytes }, ctx);
+                }));
+            }
+            Output::RemoteState { bytes, join } => {
+                if let Some(gossip) = self.parts.gossip.get() {
+                    gossip.do_send(RemoteState { bytes, join });
+                }
+            }
+            Output::JoinDone { id, joined, errors } => {
+                if let Some(waiting) = self.joins.remove(&id) {
+                    let _ = waiting.send(JoinOutcome { joined, errors });
+                }
+            }
+            Output::LeaveDone => {
+                for waiting in self.leaving.drain(..) {
+                    let _ = waiting.send(());
+                }
+            }
+            Output::SendPacket { .. } | Output::UserMessage { .. } | Output::Event(_) => {}
+        }
+    }
+
+    fn publish(&mut self) {
+        self.published = self.swim.changes();
+        self.parts.members.store(Arc::new(Members {
+            list: self.swim.members(),
+            health_score: self.swim.health_score(),
+            queued_broadcasts: self.swim.queued_broadcasts(),
+        }));
+        *self.parts.durable.lock().unwrap_or_else(PoisonError::into_inner) = Some(self.swim.durable());
+    }
+
+    fn set_timer(&mut self, ctx: &mut Context<Self>) {
+        let deadline = self.swim.next_deadline();
+        if self.timer.as_ref().map(|(at, _)| *at) == deadline {
+            return;
+        }
+        if let Some((_, handle)) = self.timer.take() {
+            ctx.cancel_future(handle);
+        }
+        if let Some(at) = deadline {
+            let handle = ctx.run_later(at.saturating_duration_since(Instant::now()), |this, ctx| {
+                this.timer = None;
+                this.input(Input::Tick, ctx);
+            });
+            self.timer = Some((at, handle));
+        }
+    }
+}
+
+fn node_event(event: MemberEvent) -> NodeEvent {
+    let name = |member: Member| member.name.to_string();
+    match event {
+        MemberEvent::Joined(member) => NodeEvent::MemberJoined { name: name(member) },
+        MemberEvent::Updated(member) => NodeEvent::MemberUpdated { name: name(member) },
+        MemberEvent::Suspected(member) => NodeEvent::MemberSuspected { name: name(member) },
+        MemberEvent::Recovered(member) => NodeEvent::MemberRecovered { name: name(member) },
+        MemberEvent::Failed(member) => NodeEvent::MemberFailed { name: name(member) },
+        MemberEvent::Left(member) => NodeEvent::MemberLeft { name: name(member) },
+        MemberEvent::Conflict { existing, other } => {
+            NodeEvent::MemberConflict { name: name(existing), other: format!("{:?}:{}", other.addr, other.port) }
+        }
+    }
+}
+
+impl Actor for Membership {
+    type Context = Context<Self>;
+
+    fn started(&mut self, ctx: &mut Self::Context) {
+        self.publish();
+        self.pump(ctx);
+        // Packets come one batch at a time: the next is taken when the last one is handled, so timers get their turn.
+        let (queue, address) = (self.parts.queue.clone(), ctx.address());
+        ctx.spawn(
+            async move {
+                loop {
+                    let batch = queue.pop_batch(BATCH).await;
+                    let packets = batch.into_iter().map(|packet| (packet.from, packet.bytes)).collect();
+                    if address.send(Packets(packets)).await.is_err() {
+                        return;
+                    }
+                    tokio::task::yield_now().await;
+                }
+            }
+            .into_actor(self),
+        );
+        ctx.spawn(follow_seeds(self.parts.clone(), ctx.address()).into_actor(self));
+    }
+}
+
+/// Attempts to join before this node goes on alone (its seeds are tried again for ever, in the background). Several,
+/// so that instances that start together find each other before they register.
+const FIRST_ATTEMPTS: u32 = 4;
+const FIRST_RETRY: Duration = Duration::from_millis(250);
+
+/// Joins, then resolves the names of the seeds again and again: behind a name there are other addresses tomorrow.
+async fn follow_seeds(parts: Arc<MembershipParts>, membership: Addr<Membership>) {
+    if *parts.joined.borrow() == Joined::Trying {
+        let outcome = first_join(&parts, &membership).await;
+        parts.joined.send_replace(outcome);
+    }
+    let mut retry = FIRST_RETRY;
+    while !parts.join_members.is_empty() {
+        let regular = parts.resolve_every.max(Duration::from_secs(1));
+        let complete = resolve_seeds(&parts, &membership).await.1.is_empty();
+        let wait = if complete { regular } else { retry.min(regular) };
+        retry = if complete { FIRST_RETRY } else { retry * 2 };
+        tokio::time::sleep(wait).await;
+    }
+}
+
+async fn first_join(parts: &MembershipParts, membership: &Addr<Membership>) -> Joined {
+    let mut problems = Vec::new();
+    for attempt in 1..=FIRST_ATTEMPTS {
+        if parts.join_members.is_empty() {
+            return Joined::Done;
+        }
+        let (seeds, errors) = resolve_seeds(parts, membership).await;
+        problems = errors;
+        if let Ok(Ok(outcome)) = membership.send(Join(seeds)).await {
+            if outcome.joined > 0 {
+                tracing::info!(members = outcome.joined, "joined the cluster");
+                return Joined::Done;
+            }
+            problems.extend(outcome.errors);
+        }
+        // Only ourselves among the seeds, and no problem: we are the first.
+        if problems.is_empty() {
+            break;
+        }
+        if attempt < FIRST_ATTEMPTS {
+            tokio::time::sleep(FIRST_RETRY).await;
+        }
+    }
+    let problems = problems.join("; ");
+    if parts.abort_if_join_fails {
+        return Joined::Aborted(problems);
+    }
+    tracing::warn!(%problems, "joined nobody: this node begins a cluster of its own and goes on trying");
+    Joined::Done
+}
+
+async fn resolve_seeds(parts: &MembershipParts, membership: &Addr<Membership>) -> (Vec<SocketAddr>, Vec<String>) {
+    let (seeds, errors) = seeds::resolve(&parts.join_members).await;
+    for error in &errors {
+        tracing::warn!(%error, "a seed could not be resolved");
+    }
+    if !seeds.is_empty() {
+        let _ = membership.send(SetSeeds(seeds.clone())).await;
+    }
+    (seeds, errors)
+}
+
+impl Supervised for Membership {
+    fn restarting(&mut self, _: &mut Self::Context) {
+        *self = Self::new(self.parts.clone());
+        // What was queued died with the core.
+        if let Some(gossip) = self.parts.gossip.get() {
+            gossip.do_send(RebroadcastOwn);
+        }
+    }
+}
+
+drillable!(Membership);
+
+/// Packets from the network.
+struct Packets(Vec<(SocketAddr, Bytes)>);
+message!(Packets => ());
+
+impl Handler<Packets> for Membership {
+    type Result = ();
+
+    fn handle(&mut self, Packets(packets): Packets, ctx: &mut Self::Context) {
+        let now = Now::read();
+        for (from, bytes) in packets {
+            self.swim.handle(now, Input::Packet { from, bytes });
+        }
+        self.pump(ctx);
+    }
+}
+
+/// A stream that a peer opened. The answer is what to write back, or nothing.
+pub(crate) struct StreamRequest {
+    pub(crate) from: SocketAddr,
+    pub(crate) message: StreamMessage,
+}
+message!(StreamRequest => Option<Bytes>);
+
+impl Handler<StreamRequest> for Membership {
+    type Result = ResponseFuture<Option<Bytes>>;
+
+    fn handle(&mut self, request: StreamRequest, ctx: &mut Self::Context) -> Self::Result {
+        let id = self.next_inbound;
+        self.next_inbound += 1;
+        let exchange = ExchangeId(INBOUND | id);
+        let (answer, answered) = oneshot::channel();
+        self.inbound.insert(exchange.0, answer);
+        self.input(Input::StreamRequest { exchange, from: request.from, message: request.message }, ctx);
+        // A request that is not answered at once stays only as long as somebody waits for it.
+        self.inbound.retain(|_, waiting| !waiting.is_closed());
+        Box::pin(async move { answered.await.ok().flatten() })
+    }
+}
+
+/// Contacts seeds now.
+pub(crate) struct Join(pub(crate) Vec<SocketAddr>);
+message!(Join => Result<JoinOutcome, ()>);
+
+impl Handler<Join> for Membership {
+    type Result = ResponseFuture<Result<JoinOutcome, ()>>;
+
+    fn handle(&mut self, Join(seeds): Join, ctx: &mut Self::Context) -> Self::Result {
+        let id = self.next_join;
+        self.next_join += 1;
+        let (done, outcome) = oneshot::channel();
+        self.joins.insert(id, done);
+        self.input(Input::Join { id, seeds }, ctx);
+        Box::pin(async move { outcome.await.map_err(drop) })
+    }
+}
+
+/// Addresses that are tried again, with back-off, for as long as they are not members.
+pub(crate) struct SetSeeds(pub(crate) Vec<SocketAddr>);
+message!(SetSeeds => ());
+
+impl Handler<SetSeeds> for Membership {
+    type Result = ();
+
+    fn handle(&mut self, SetSeeds(seeds): SetSeeds, ctx: &mut Self::Context) {
+        *self.parts.seeds.lock().unwrap_or_else(PoisonError::into_inner) = seeds.clone();
+        self.input(Input::SetSeeds(seeds), ctx);
+    }
+}
+
+/// Says goodbye; answered when the others have been told, or cannot be.
+pub(crate) struct Leave;
+message!(Leave => ());
+
+impl Handler<Leave> for Membership {
+    type Result = ResponseFuture<()>;
+
+    fn handle(&mut self, _: Leave, ctx: &mut Self::Context) -> Self::Result {
+        let (done, left) = oneshot::channel();
+        self.leaving.push(done);
+        self.input(Input::Leave, ctx);
+        Box::pin(async move {
+            let _ = left.await;
+        })
+    }
+}
+
+/// Updates of the store that the others should hear of. Our own are told to a first few members at once, and the
+/// answer comes when those packets are with the operating system: a write that is acknowledged is then already on its
+/// way out of this process.
+#[derive(Clone)]
+pub(crate) struct Broadcasts(pub(crate) Vec<UserBroadcast>);
+message!(Broadcasts => ());
+
+impl Handler<Broadcasts> for Membership {
+    type Result = ResponseFuture<()>;
+
+    fn handle(&mut self, Broadcasts(broadcasts): Broadcasts, ctx: &mut Self::Context) -> Self::Result {
+        let now = Now::read();
+        let own = broadcasts.iter().any(|broadcast| broadcast.local);
+        for broadcast in broadcasts {
+            self.swim.handle(now, Input::Broadcast(broadcast));
+        }
+        if own {
+            self.swim.handle(now, Input::GossipNow);
+        }
+        let packets = self.pump_inside(ctx);
+        let sent = match self.parts.transport.get() {
+            Some(transport) if !packets.is_empty() => Some(transport.send(SendPackets(packets))),
+            _ => None,
+        };
+        Box::pin(async move {
+            if let Some(sent) = sent {
+                let _ = sent.await;
+            }
+        })
+    }
+}
+
+/// Asks how many updates of this node's own still wait to be gossiped.
+pub(crate) struct QueuedBroadcasts;
+message!(QueuedBroadcasts => usize);
+
+impl Handler<QueuedBroadcasts> for Membership {
+    type Result = usize;
+
+    fn handle(&mut self, _: QueuedBroadcasts, _: &mut Self::Context) -> usize {
+        self.swim.queued_own_broadcasts()
+    }
+}

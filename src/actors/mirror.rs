@@ -1,0 +1,411 @@
+//! The mirror actor: the shell around the `migration` core, one for each multi store.
+//!
+//! The core decides which store an operation runs on, what is mirrored, and when a flip may happen. This actor keeps
+//! the callbacks, runs the operations, and publishes the view that readers follow.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::time::{Duration, Instant};
+
+use actix::{Actor, ActorFutureExt, Addr, AsyncContext, Context, Handler, SpawnHandle, Supervised, WrapFuture};
+use arc_swap::ArcSwap;
+use tokio::sync::{oneshot, watch};
+
+use super::events::{EventHub, NodeEvent};
+use super::message::{drillable, message};
+use crate::clock::Now;
+use crate::kv::{CasAction, CasFn, CasOutcome, SharedStore, StoreError, Value};
+use crate::migration::{
+    Durable, Input, MigrationEvent, MigrationStatus, MultiConfig, MultiCore, OpEffect, OpId, OpKind, Output,
+    RuntimeMulti, Side, Task, TaskId, TaskResult, Verdict, View,
+};
+
+/// What outlives the actor.
+pub(crate) struct MirrorParts {
+    pub(crate) config: MultiConfig,
+    pub(crate) sides: [SharedStore; 2],
+    pub(crate) views: watch::Sender<View>,
+    pub(crate) status: ArcSwap<MigrationStatus>,
+    pub(crate) events: EventHub,
+    pub(crate) durable: Mutex<Option<Durable>>,
+    pub(crate) address: OnceLock<Addr<Mirror>>,
+    pub(crate) drained: watch::Sender<bool>,
+}
+
+impl MirrorParts {
+    pub(crate) fn side(&self, side: Side) -> SharedStore {
+        match side {
+            Side::A => self.sides[0].clone(),
+            Side::B => self.sides[1].clone(),
+        }
+    }
+}
+
+/// The callback of a compare-and-swap, kept by the caller so that it can ask again when this actor dies over it.
+pub(crate) type SharedCas = Arc<Mutex<CasFn>>;
+
+/// What a user wants done.
+#[derive(Clone)]
+pub(crate) enum Request {
+    Cas(SharedCas),
+    Join(Value),
+    Delete,
+}
+
+struct Pending {
+    key: Arc<str>,
+    request: Request,
+    reply: oneshot::Sender<Result<CasOutcome, StoreError>>,
+    last: Option<Result<CasOutcome, StoreError>>,
+    /// The run in progress. A new run replaces it: the old one is dropped and never reported.
+    run: Option<SpawnHandle>,
+}
+
+pub(crate) struct Mirror {
+    parts: Arc<MirrorParts>,
+    core: MultiCore,
+    pending: HashMap<OpId, Pending>,
+    next_op: u64,
+    timer: Option<(Instant, SpawnHandle)>,
+}
+
+/// How often the status is published when nothing happens: its ages and lags grow by themselves.
+const STATUS_PERIOD: Duration = Duration::from_millis(500);
+
+impl Mirror {
+    pub(crate) fn new(parts: Arc<MirrorParts>) -> Self {
+        let durable = parts.durable.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let now = Now::read();
+        let core = match durable {
+            Some(durable) => MultiCore::resume(parts.config.clone(), durable, now),
+            None => MultiCore::new(parts.config.clone(), now),
+        };
+        Self { parts, core, pending: HashMap::new(), next_op: 0, timer: None }
+    }
+
+    /// The view before the core has said anything.
+    pub(crate) fn first_view(config: &MultiConfig) -> View {
+        MultiCore::new(config.clone(), Now::read()).view()
+    }
+
+    /// The status before the core has done anything.
+    pub(crate) fn first_status(config: &MultiConfig) -> MigrationStatus {
+        let now = Now::read();
+        MultiCore::new(config.clone(), now).status(now)
+    }
+
+    fn input(&mut self, input: Input, ctx: &mut Context<Self>) {
+        self.core.handle(Now::read(), input);
+        self.pump(ctx);
+    }
+
+    fn pump(&mut self, ctx: &mut Context<Self>) {
+        while let Some(output) = self.core.poll_output() {
+            match output {
+                Output::RunOp { id, side } => self.run(id, Some(side), None, ctx),
+                Output::RunOpOnLast { id, base } => self.run(id, None, base, ctx),
+                Output::Reply { id, verdict } => self.reply(id, verdict),
+                Output::Task { id, side, task } => self.task(id, side, task, ctx),
+                Output::View(view) => {
+                    self.parts.views.send_replace(view);
+                }
+                Output::Event(event) => self.tell(event),
+                Output::Drained => {
+                    self.parts.drained.send_replace(true);
+                }
+            }
+        }
+        // Saved before anybody can see an effect of what was just decided: everything above only queued work.
+        *self.parts.durable.lock().unwrap_or_else(PoisonError::into_inner) = Some(self.core.durable());
+        self.publish_status();
+        self.set_timer(ctx);
+    }
+
+    fn publish_status(&self) {
+        self.parts.status.store(Arc::new(self.core.status(Now::read())));
+    }
+
+    /// Runs an operation on a side, or, with no side, its callback on the last value that was delivered: that yields δ
+    /// for the other store when the primary cannot even be read.
+    fn run(&mut self, id: OpId, side: Option<Side>, base: Option<Value>, ctx: &mut Context<Self>) {
+        let Some(pending) = self.pending.get(&id) else {
+            self.core.handle(Now::read(), Input::OpDropped { id });
+            return;
+        };
+        let (key, request, address) = (pending.key.clone(), pending.request.clone(), ctx.address());
+        let Some(side) = side else {
+            let delta = match request {
+                Request::Cas(f) => {
+                    let mut f = f.lock().unwrap_or_else(PoisonError::into_inner);
+                    wanted(&f(base.as_ref()), base.as_ref())
+                }
+                Request::Join(delta) => Some(delta),
+                Request::Delete => None,
+            };
+            self.core.handle(Now::read(), Input::OpOnLastDone { id, delta });
+            return;
+        };
+        let store = self.parts.side(side);
+        let work = async move {
+            match request {
+                Request::Cas(f) => {
+                    let callback = record_intents(id, f, address);
+                    store.cas(&key, callback).await.map(Effect::Cas)
+                }
+                Request::Join(delta) => store.join(&key, delta).await.map(Effect::Cas),
+                Request::Delete => store.delete(&key).await.map(|()| Effect::Deleted),
+            }
+        };
+        let run = ctx.spawn(work.into_actor(self).map(move |result, this, ctx| {
+            let effect = result.as_ref().map_err(Clone::clone).map(Effect::for_core);
+            if let Some(pending) = this.pending.get_mut(&id) {
+                pending.last = Some(result.map(Effect::outcome));
+            }
+            this.input(Input::OpDone { id, side, result: effect }, ctx);
+        }));
+        if let Some(pending) = self.pending.get_mut(&id)
+            && let Some(replaced) = pending.run.replace(run)
+        {
+            ctx.cancel_future(replaced);
+        }
+    }
+
+    fn reply(&mut self, id: OpId, verdict: Verdict) {
+        let Some(pending) = self.pending.remove(&id) else { return };
+        let answer = match verdict {
+            Verdict::Done => pending.last.unwrap_or(Ok(CasOutcome::Unchanged)),
+            Verdict::Failed(error) => Err(error),
+        };
+        let _ = pending.reply.send(answer);
+    }
+
+    fn task(&mut self, id: TaskId, side: Side, task: Task, ctx: &mut Context<Self>) {
+        let store = self.parts.side(side);
+        let (kind, patience) = (store.kind(), self.parts.config.mirror_timeout);
+        let work = async move {
+            let io = async {
+                Ok(match task {
+                    Task::Join { key, delta } => {
+                        store.join(&key, delta).await?;
+                        TaskResult::Done
+                    }
+                    Task::Delete { key } => {
+                        store.delete(&key).await?;
+                        TaskResult::Done
+                    }
+                    Task::Get { key } => TaskResult::Value(store.get(&key).await?.map(|entry| entry.value)),
+                    Task::List { prefix } => TaskResult::Keys(store.list(&prefix).await?),
+                })
+            };
+            tokio::time::timeout(patience, io)
+                .await
+                .unwrap_or(Err(StoreError::Timeout { store: kind, after: patience }))
+        };
+        ctx.spawn(work.into_actor(self).map(move |result, this, ctx| {
+            this.input(Input::TaskDone { id, result }, ctx);
+        }));
+    }
+
+    fn tell(&self, event: MigrationEvent) {
+        if let MigrationEvent::Flipped { from, to, took } = &event {
+            self.parts.events.publish(NodeEvent::Flipped { from: *from, to: *to, took: *took });
+        }
+        self.parts.events.publish(NodeEvent::Migration { what: describe(&event) });
+    }
+
+    fn set_timer(&mut self, ctx: &mut Context<Self>) {
+        let deadline = self.core.next_deadline();
+        if self.timer.as_ref().map(|(at, _)| *at) == deadline {
+            return;
+        }
+        if let Some((_, handle)) = self.timer.take() {
+            ctx.cancel_future(handle);
+        }
+        if let Some(at) = deadline {
+            let handle = ctx.run_later(at.saturating_duration_since(Instant::now()), |this, ctx| {
+                this.timer = None;
+                this.input(Input::Tick, ctx);
+            });
+            self.timer = Some((at, handle));
+        }
+    }
+}
+
+/// A step of a migration, in words.
+fn describe(event: &MigrationEvent) -> String {
+    match event {
+        MigrationEvent::MirrorEnabled => "mirroring is on".to_owned(),
+        MigrationEvent::MirrorDisabled => "mirroring is off".to_owned(),
+        MigrationEvent::BackfillStarted => "bringing the other store up to date".to_owned(),
+        MigrationEvent::BackfillFinished { keys, joined } => {
+            format!("the other store is up to date: {keys} keys read, {joined} joined, all verified")
+        }
+        MigrationEvent::FlipStarted { from, to } => format!("flip from {from} to {to} begins"),
+        MigrationEvent::FlipDelayed { to, reason } => format!("flip to {to} waits: {reason}"),
+        MigrationEvent::FlipRefused { reason } => format!("flip refused: {reason}"),
+        MigrationEvent::FlipCancelled { stays } => format!("flip called off, {stays} stays primary"),
+        MigrationEvent::Flipped { from, to, took } => format!("flipped from {from} to {to} in {took:?}"),
+        MigrationEvent::RuntimeRefused { reason } => format!("runtime config refused: {reason}"),
+        MigrationEvent::OutboxDrained { store } => format!("{store} has everything"),
+        MigrationEvent::ShutdownDrained { left } => format!("outbox drained for shutdown, {left} keys left"),
+    }
+}
+
+/// What an operation did, between the store's words and the core's.
+enum Effect {
+    Cas(CasOutcome),
+    Deleted,
+}
+
+impl Effect {
+    fn for_core(&self) -> OpEffect {
+        match self {
+            Self::Cas(CasOutcome::Written { delta, .. }) => OpEffect::Written(delta.clone()),
+            Self::Cas(CasOutcome::Unchanged) => OpEffect::Unchanged,
+            Self::Deleted => OpEffect::Deleted,
+        }
+    }
+
+    fn outcome(self) -> CasOutcome {
+        match self {
+            Self::Cas(outcome) => outcome,
+            Self::Deleted => CasOutcome::Unchanged,
+        }
+    }
+}
+
+/// Wraps a user's callback so that what it wants to write is known here before the store can acknowledge it.
+fn record_intents(id: OpId, f: SharedCas, address: Addr<Mirror>) -> CasFn {
+    Box::new(move |current| {
+        let mut f = f.lock().unwrap_or_else(PoisonError::into_inner);
+        let action = f(current);
+        if let Some(delta) = wanted(&action, current) {
+            address.do_send(CoreInput(Input::Intent { id, delta }));
+        }
+        action
+    })
+}
+
+/// What a callback's decision changes.
+fn wanted(action: &CasAction, current: Option<&Value>) -> Option<Value> {
+    match action {
+        CasAction::Write(value) => value.delta(current, Now::read()).ok().flatten(),
+        CasAction::Keep | CasAction::Abort(_) => None,
+    }
+}
+
+impl Actor for Mirror {
+    type Context = Context<Self>;
+
+    fn started(&mut self, ctx: &mut Self::Context) {
+        ctx.run_interval(STATUS_PERIOD, |this, _| this.publish_status());
+        self.pump(ctx);
+    }
+}
+
+impl Supervised for Mirror {
+    fn restarting(&mut self, _: &mut Self::Context) {
+        // Dropping the pending operations answers their callers, who ask again.
+        *self = Self::new(self.parts.clone());
+    }
+}
+
+drillable!(Mirror);
+
+struct CoreInput(Input);
+message!(CoreInput => ());
+
+impl Handler<CoreInput> for Mirror {
+    type Result = ();
+
+    fn handle(&mut self, CoreInput(input): CoreInput, ctx: &mut Self::Context) {
+        self.input(input, ctx);
+    }
+}
+
+/// A user's operation.
+pub(crate) struct Operation {
+    pub(crate) key: Arc<str>,
+    pub(crate) request: Request,
+    pub(crate) reply: oneshot::Sender<Result<CasOutcome, StoreError>>,
+}
+message!(Operation => ());
+
+impl Handler<Operation> for Mirror {
+    type Result = ();
+
+    fn handle(&mut self, operation: Operation, ctx: &mut Self::Context) {
+        let id = OpId(self.next_op);
+        self.next_op += 1;
+        let kind = match &operation.request {
+            Request::Cas(_) => OpKind::Cas,
+            Request::Join(delta) => OpKind::Join(delta.clone()),
+            Request::Delete => OpKind::Delete,
+        };
+        let Operation { key, request, reply } = operation;
+        self.pending.insert(id, Pending { key: key.clone(), request, reply, last: None, run: None });
+        self.input(Input::Op { id, key, kind }, ctx);
+    }
+}
+
+/// A reader was handed this value.
+pub(crate) struct Delivered {
+    pub(crate) key: Arc<str>,
+    pub(crate) side: Side,
+    pub(crate) value: Option<Value>,
+}
+message!(Delivered => ());
+
+impl Handler<Delivered> for Mirror {
+    type Result = ();
+
+    fn handle(&mut self, Delivered { key, side, value }: Delivered, ctx: &mut Self::Context) {
+        self.input(Input::Delivered { key, side, value }, ctx);
+    }
+}
+
+/// A reader found this; the answer is what to hand it.
+pub(crate) struct Read {
+    pub(crate) key: Arc<str>,
+    pub(crate) side: Side,
+    pub(crate) found: Option<Value>,
+}
+message!(Read => Option<Value>);
+
+impl Handler<Read> for Mirror {
+    type Result = Option<Value>;
+
+    fn handle(&mut self, Read { key, side, found }: Read, ctx: &mut Self::Context) -> Option<Value> {
+        let value = self.core.read(&key, found, Now::read());
+        self.input(Input::Delivered { key, side, value: value.clone() }, ctx);
+        value
+    }
+}
+
+/// The runtime configuration, as read now, or why it cannot be used.
+pub(crate) struct Runtime(pub(crate) Result<RuntimeMulti, String>);
+message!(Runtime => ());
+
+impl Handler<Runtime> for Mirror {
+    type Result = ();
+
+    fn handle(&mut self, Runtime(runtime): Runtime, ctx: &mut Self::Context) {
+        let input = match runtime {
+            Ok(runtime) => Input::Runtime(runtime),
+            Err(reason) => Input::RuntimeInvalid(reason),
+        };
+        self.input(input, ctx);
+    }
+}
+
+/// Drains the outbox, up to a limit; the end is told through [`MirrorParts::drained`].
+pub(crate) struct Drain(pub(crate) Duration);
+message!(Drain => ());
+
+impl Handler<Drain> for Mirror {
+    type Result = ();
+
+    fn handle(&mut self, Drain(drain): Drain, ctx: &mut Self::Context) {
+        self.input(Input::Shutdown { drain }, ctx);
+    }
+}

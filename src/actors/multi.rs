@@ -1,0 +1,198 @@
+//! The multi store as its users see it: one store, whichever of the two is primary.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex};
+
+use actix::Addr;
+use futures_util::{StreamExt, stream};
+use tokio::sync::{oneshot, watch};
+
+use super::mirror::{Delivered, Mirror, MirrorParts, Operation, Read, Request};
+use crate::clock::Now;
+use crate::kv::{BoxFuture, CasFn, CasOutcome, Entry, KeyChange, Store, StoreError, StoreKind, Value, Watch};
+use crate::migration::{ReadJoin, Side, View};
+
+/// How often an operation is handed to the mirror actor again when that died over it.
+const RETRIES: usize = 5;
+
+pub(crate) struct MultiStore {
+    parts: Arc<MirrorParts>,
+    mirror: Addr<Mirror>,
+}
+
+impl MultiStore {
+    pub(crate) fn new(parts: Arc<MirrorParts>, mirror: Addr<Mirror>) -> Arc<Self> {
+        Arc::new(Self { parts, mirror })
+    }
+
+    async fn operate(&self, key: Arc<str>, request: Request) -> Result<CasOutcome, StoreError> {
+        for _ in 0..RETRIES {
+            let (reply, answer) = oneshot::channel();
+            let operation = Operation { key: key.clone(), request: request.clone(), reply };
+            if self.mirror.send(operation).await.is_err() && !self.mirror.connected() {
+                break;
+            }
+            // A dropped reply means that the actor died with the operation in its hands. It is safe to repeat: joins
+            // are idempotent, and a callback decides anew on the current value.
+            if let Ok(result) = answer.await {
+                return result;
+            }
+        }
+        Err(StoreError::Closed(StoreKind::Multi))
+    }
+
+    fn watch(&self, open: impl Fn(&dyn Store) -> Watch + Send + Sync + 'static) -> Watch {
+        let mut views = self.parts.views.subscribe();
+        let view = *views.borrow_and_update();
+        let homed = Homed {
+            parts: self.parts.clone(),
+            mirror: self.mirror.clone(),
+            open: Arc::new(open),
+            views,
+            view,
+            inner: None,
+            seen: HashMap::new(),
+        };
+        Box::pin(stream::unfold(homed, |mut homed| async move { homed.next().await.map(|change| (change, homed)) }))
+    }
+}
+
+/// How a watch is opened on a store.
+type Open = dyn Fn(&dyn Store) -> Watch + Send + Sync;
+
+/// A watch that follows the primary.
+struct Homed {
+    parts: Arc<MirrorParts>,
+    mirror: Addr<Mirror>,
+    open: Arc<Open>,
+    views: watch::Receiver<View>,
+    view: View,
+    /// Opened at the first poll, and not before it is known which store is primary.
+    inner: Option<Watch>,
+    /// What was handed out, by key: a reader never sees less after a flip.
+    seen: HashMap<Arc<str>, ReadJoin>,
+}
+
+impl Homed {
+    async fn next(&mut self) -> Option<KeyChange> {
+        loop {
+            if self.inner.is_none() && !self.view.waiting_for_runtime {
+                self.inner = Some((self.open)(&*self.parts.side(self.view.primary)));
+            }
+            tokio::select! {
+                biased;
+                changed = self.views.changed() => {
+                    if changed.is_err() {
+                        return None;
+                    }
+                    self.follow();
+                }
+                change = next_of(&mut self.inner) => return self.deliver(change?),
+            }
+        }
+    }
+
+    /// After a flip the watch is opened anew on the new primary, which delivers its current value at once.
+    fn follow(&mut self) {
+        let view = *self.views.borrow_and_update();
+        if view.generation != self.view.generation {
+            self.inner = None;
+        }
+        self.view = view;
+    }
+
+    fn deliver(&mut self, mut change: KeyChange) -> Option<KeyChange> {
+        if !change.fresh {
+            return Some(change);
+        }
+        let incoming = change.entry.as_ref().map(|entry| entry.value.clone());
+        let (key, side) = (change.key.clone(), self.view.primary);
+        self.mirror.do_send(Delivered { key, side, value: incoming.clone() });
+        let version = change.entry.as_ref().map_or(0, |entry| entry.version);
+        let ttl = self.parts.config.tombstone_ttl;
+        let seen = self.seen.entry(change.key.clone()).or_insert_with(|| ReadJoin::new(ttl));
+        let read = seen.deliver(self.view.generation, incoming, Now::read());
+        change.entry = read.into_value().map(|value| Entry { value, version });
+        Some(change)
+    }
+}
+
+/// The next item of a watch that may not be open yet.
+async fn next_of(inner: &mut Option<Watch>) -> Option<KeyChange> {
+    match inner {
+        Some(watch) => watch.next().await,
+        None => std::future::pending().await,
+    }
+}
+
+impl Store for MultiStore {
+    fn kind(&self) -> StoreKind {
+        StoreKind::Multi
+    }
+
+    fn get(&self, key: &str) -> BoxFuture<'_, Result<Option<Entry>, StoreError>> {
+        let key: Arc<str> = key.into();
+        Box::pin(async move {
+            loop {
+                let (side, generation) = self.current();
+                let result = self.parts.side(side).get(&key).await;
+                // A read that failed because the primary was on its way out is asked again at the new one.
+                if result.is_err() && self.current().1 != generation {
+                    continue;
+                }
+                let found = result?;
+                let version = found.as_ref().map_or(0, |entry| entry.version);
+                let value = found.map(|entry| entry.value);
+                // Right after a flip the new primary may lag behind what was already read: the core joins that.
+                let read = Read { key, side, found: value.clone() };
+                let value = self.mirror.send(read).await.unwrap_or(value);
+                return Ok(value.map(|value| Entry { value, version }));
+            }
+        })
+    }
+
+    fn list(&self, prefix: &str) -> BoxFuture<'_, Result<Vec<String>, StoreError>> {
+        let prefix = prefix.to_owned();
+        Box::pin(async move {
+            loop {
+                let (side, generation) = self.current();
+                let result = self.parts.side(side).list(&prefix).await;
+                if result.is_ok() || self.current().1 == generation {
+                    return result;
+                }
+            }
+        })
+    }
+
+    fn cas(&self, key: &str, f: CasFn) -> BoxFuture<'_, Result<CasOutcome, StoreError>> {
+        let key = key.into();
+        Box::pin(async move { self.operate(key, Request::Cas(Arc::new(Mutex::new(f)))).await })
+    }
+
+    fn join(&self, key: &str, delta: Value) -> BoxFuture<'_, Result<CasOutcome, StoreError>> {
+        let key = key.into();
+        Box::pin(async move { self.operate(key, Request::Join(delta)).await })
+    }
+
+    fn delete(&self, key: &str) -> BoxFuture<'_, Result<(), StoreError>> {
+        let key = key.into();
+        Box::pin(async move { self.operate(key, Request::Delete).await.map(drop) })
+    }
+
+    fn watch_key(&self, key: &str) -> Watch {
+        let key = key.to_owned();
+        self.watch(move |store| store.watch_key(&key))
+    }
+
+    fn watch_prefix(&self, prefix: &str) -> Watch {
+        let prefix = prefix.to_owned();
+        self.watch(move |store| store.watch_prefix(&prefix))
+    }
+}
+
+impl MultiStore {
+    fn current(&self) -> (Side, u64) {
+        let view = self.parts.views.borrow();
+        (view.primary, view.generation)
+    }
+}

@@ -1,0 +1,616 @@
+//! Builds a node's actors and takes them down again.
+
+use std::net::{IpAddr, SocketAddr, UdpSocket};
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, OnceLock};
+use std::time::Duration;
+
+use actix::Addr;
+use arc_swap::ArcSwap;
+use bytes::Bytes;
+use tokio::sync::{mpsc, oneshot, watch};
+
+use super::config_watcher::{ConfigParts, ConfigWatcher, RuntimeView};
+use super::events::EventHub;
+use super::gossip::{Gossip, GossipClient, GossipParts};
+use super::guard::{self, ChildStatus, RestartPolicy};
+use super::heartbeat::{Heartbeat, HeartbeatParts, OwnInstance, Shutdown};
+use super::membership::{Joined, Leave, Members, Membership, MembershipParts, QueuedBroadcasts};
+use super::message::{Drill, Fault};
+use super::mirror::{Drain, Mirror, MirrorParts};
+use super::multi::MultiStore;
+use super::ring_keeper::{RingKeeper, RingParts};
+use super::supervisor::{Exit, Supervisor, Tree};
+use super::transport::{TransportActor, TransportParts};
+use super::watch_hub::WatchHub;
+use crate::config::runtime::RuntimeLoader;
+use crate::config::{Config, KvStore, RingConfig};
+use crate::kv::gossip::GossipConfig;
+use crate::kv::{Codecs, LwwMap, SharedStore, StoreKind};
+use crate::migration::MultiConfig;
+use crate::ring::lifecycle::LifecycleConfig;
+use crate::ring::{Freshness, InstanceState, RingCodec, RingOptions};
+use crate::stores::memory::Memory;
+use crate::swim::{LocalNode, SwimConfig};
+use crate::transport::{BindError, Limits, NetTransport, PacketQueue, Transport};
+use crate::wire::message::NodeName;
+use crate::wire::{Label, PacketOptions};
+
+/// Below this prefix every node keeps maps of JSON values: what people and scripts use over HTTP without writing a
+/// codec.
+pub const JSON_PREFIX: &str = "annulus/kv/";
+
+/// Why a node did not start. Nothing is left running.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum StartError {
+    /// The gossip port cannot be had.
+    #[error(transparent)]
+    Bind(#[from] BindError),
+    /// The configuration asks for what cannot be.
+    #[error("{0}")]
+    Config(String),
+    /// A store cannot be set up.
+    #[error("store: {0}")]
+    Store(#[from] crate::kv::StoreError),
+    /// The operating system refused a thread or a runtime.
+    #[error("cannot start the node's thread: {0}")]
+    Thread(std::io::Error),
+}
+
+/// What the builder of a node adds to its configuration.
+pub(crate) struct Extras {
+    pub(crate) codecs: Arc<Codecs>,
+    pub(crate) memory: Option<Memory>,
+    pub(crate) transport: Option<Arc<dyn Transport>>,
+    pub(crate) meta: Bytes,
+}
+
+/// One ring of the node.
+pub(crate) struct RingEntry {
+    pub(crate) config: RingConfig,
+    pub(crate) parts: Arc<RingParts>,
+    pub(crate) heartbeat: Option<Arc<HeartbeatParts>>,
+    heartbeat_address: Option<Addr<Heartbeat>>,
+}
+
+/// A running node's parts; everything in it can be used from any thread.
+pub(crate) struct System {
+    pub(crate) config: Arc<Config>,
+    pub(crate) codecs: Arc<Codecs>,
+    pub(crate) events: EventHub,
+    pub(crate) tree: Arc<Tree>,
+    pub(crate) store: SharedStore,
+    pub(crate) members: Arc<ArcSwap<Members>>,
+    pub(crate) membership: Option<Addr<Membership>>,
+    pub(crate) transport: Option<Arc<TransportParts>>,
+    pub(crate) mirror: Option<Arc<MirrorParts>>,
+    pub(crate) runtime_config: Option<Arc<ConfigParts>>,
+    pub(crate) rings: Vec<RingEntry>,
+    pub(crate) handle: tokio::runtime::Handle,
+    pub(crate) drills: Drills,
+    pub(crate) started: std::time::Instant,
+    joined: Option<watch::Receiver<Joined>>,
+    hub: Option<Arc<WatchHub>>,
+}
+
+/// What a node's handle asks of its thread.
+pub(crate) enum Command {
+    /// Say goodbye, then end.
+    Leave(oneshot::Sender<LeaveReport>),
+    /// End now, as if the process had died.
+    Stop(oneshot::Sender<()>),
+}
+
+/// What a goodbye could not finish in its time.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct LeaveReport {
+    /// What was not finished, in words; empty when all went well.
+    pub unfinished: Vec<String>,
+}
+
+/// How to make each actor fail, by name.
+pub(crate) type Drills = Arc<Mutex<Vec<(String, Box<dyn Fn(Fault) + Send + Sync>)>>>;
+
+/// Spawns actors into a tree and remembers how to drill them.
+struct Spawner {
+    tree: Arc<Tree>,
+    drills: Drills,
+}
+
+impl Spawner {
+    fn spawn<A>(&self, name: impl Into<String>, actor: A) -> Addr<A>
+    where
+        A: actix::Actor<Context = actix::Context<A>> + actix::Supervised + actix::Handler<Drill>,
+    {
+        let name = name.into();
+        let status = ChildStatus::new(name.clone());
+        let (address, guarded) = guard::spawn(status, RestartPolicy::default(), self.tree.reports(), actor);
+        self.tree.adopt(guarded);
+        let target = address.clone();
+        let mut drills = self.drills.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        drills.push((name, Box::new(move |fault| target.do_send(Drill(fault)))));
+        address
+    }
+}
+
+/// The gossip side of a node: transport, membership, store.
+struct GossipSide {
+    client: Arc<GossipClient>,
+    hub: Arc<WatchHub>,
+    membership: Addr<Membership>,
+    transport: Arc<TransportParts>,
+    joined: watch::Receiver<Joined>,
+}
+
+impl System {
+    /// Builds all actors. Must run inside the `LocalSet` of the node's own thread.
+    pub(crate) fn start(
+        config: Config,
+        extras: Extras,
+    ) -> Result<Arc<Self>, StartError> {
+        let config = Arc::new(config);
+        let codecs = extras.codecs.clone();
+        for ring in &config.rings {
+            codecs.register(&ring_key(&config, ring), Arc::new(RingCodec));
+        }
+        if codecs.for_key(JSON_PREFIX).is_none() {
+            codecs.register(JSON_PREFIX, Arc::new(LwwMap::<serde_json::Value>::codec()));
+        }
+        let events = EventHub::new();
+        let tree = Tree::new(events.clone());
+        let spawner = Spawner { tree: tree.clone(), drills: Drills::default() };
+        let members = Arc::new(ArcSwap::from_pointee(Members::default()));
+
+        // Everything that can fail comes before the first actor is spawned.
+        let transport = if config.kv.uses_gossip() { Some(bind(&config, &extras)?) } else { None };
+        let advertised = transport.as_ref().map(|transport| advertised(&config, transport.local_addr())).transpose()?;
+        let other = base_store(&config, &codecs, extras.memory.as_ref())?;
+
+        spawner.spawn("supervisor", Supervisor::new(tree.clone()));
+        let gossip = transport.zip(advertised).map(|(transport, advertised)| {
+            start_gossip(&spawner, &config, &codecs, &events, &members, transport, advertised, extras.meta)
+        });
+        let gossip_store = gossip.as_ref().map(|gossip| gossip.client.clone() as SharedStore);
+        let (store, mirror) = match config.kv.store {
+            KvStore::Multi => {
+                let side = |kind: KvStore| match kind {
+                    KvStore::Memberlist => gossip_store.clone(),
+                    _ => other.clone(),
+                };
+                let sides = side(config.kv.multi.primary).zip(side(config.kv.multi.secondary));
+                let (a, b) = sides.ok_or_else(|| StartError::Config("multi needs two different stores".into()))?;
+                let (store, parts) = start_mirror(&spawner, &config, &codecs, &events, [a, b])?;
+                (store, Some(parts))
+            }
+            _ => (gossip_store.or(other).ok_or_else(|| StartError::Config("no store".into()))?, None),
+        };
+        let rings = config.rings.iter().map(|ring| start_ring(&spawner, &config, ring, &store, &events)).collect();
+        let runtime_config = start_config_watcher(&spawner, &config, &events, mirror.as_ref());
+        Ok(Arc::new(Self {
+            codecs,
+            events,
+            tree,
+            store,
+            members,
+            membership: gossip.as_ref().map(|gossip| gossip.membership.clone()),
+            transport: gossip.as_ref().map(|gossip| gossip.transport.clone()),
+            joined: gossip.as_ref().map(|gossip| gossip.joined.clone()),
+            hub: gossip.map(|gossip| gossip.hub),
+            mirror,
+            runtime_config,
+            rings,
+            handle: tokio::runtime::Handle::current(),
+            drills: spawner.drills,
+            started: std::time::Instant::now(),
+            config,
+        }))
+    }
+
+    /// Runs on the node's thread until the node ends.
+    pub(crate) async fn run(self: Arc<Self>, mut commands: mpsc::UnboundedReceiver<Command>) {
+        let mut exit = self.tree.exit();
+        if let Some(joined) = self.joined.clone() {
+            tokio::task::spawn_local(end_if_aborted(joined, self.tree.clone()));
+        }
+        let command = tokio::select! {
+            // No command means that every handle is gone: nobody can use the node any more.
+            command = commands.recv() => command,
+            _ = exit.wait_for(Option::is_some) => None,
+        };
+        let report = match &command {
+            Some(Command::Leave(_)) => self.say_goodbye().await,
+            Some(Command::Stop(_)) | None => LeaveReport::default(),
+        };
+        self.take_down().await;
+        self.tree.end(Exit::Stopped);
+        match command {
+            Some(Command::Leave(done)) => drop(done.send(report)),
+            Some(Command::Stop(done)) => drop(done.send(())),
+            None => {}
+        }
+    }
+
+    /// Leaves rings, empties outboxes, tells the others; each within its limit.
+    async fn say_goodbye(&self) -> LeaveReport {
+        let mut report = LeaveReport::default();
+        let limit = self.config.memberlist.leave_timeout;
+        for ring in &self.rings {
+            let (Some(parts), Some(address)) = (&ring.heartbeat, &ring.heartbeat_address) else { continue };
+            address.do_send(Shutdown);
+            let mut finished = parts.finished.subscribe();
+            let patience = limit + ring.config.final_sleep;
+            if tokio::time::timeout(patience, finished.wait_for(|done| *done)).await.is_err() {
+                report.unfinished.push(format!("ring {}: our instance was not signed off", ring.config.name));
+            }
+        }
+        if let Some(parts) = &self.mirror
+            && let Some(mirror) = parts.address.get()
+        {
+            mirror.do_send(Drain(limit));
+            let mut drained = parts.drained.subscribe();
+            let _ = tokio::time::timeout(limit + Duration::from_secs(1), drained.wait_for(|done| *done)).await;
+            let left = parts.status.load().outbox_len;
+            if left > 0 {
+                report.unfinished.push(format!("mirror: {left} keys were not brought to the other store"));
+            }
+        }
+        if let Some(membership) = &self.membership {
+            if tokio::time::timeout(limit, self.updates_sent(membership)).await.is_err() {
+                report.unfinished.push("gossip: updates were still waiting to be sent".to_owned());
+            }
+            if !matches!(tokio::time::timeout(limit, membership.send(Leave)).await, Ok(Ok(()))) {
+                report.unfinished.push("gossip: the goodbye was not passed on".to_owned());
+            }
+        }
+        report
+    }
+
+    /// Waits until no update is left to be gossiped, or nobody is left to hear it.
+    async fn updates_sent(&self, membership: &Addr<Membership>) {
+        loop {
+            let alone = self.members.load().list.iter().filter(|member| member.is_live()).count() <= 1;
+            if alone || !matches!(membership.send(QueuedBroadcasts).await, Ok(queued) if queued > 0) {
+                return;
+            }
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    }
+
+    async fn take_down(&self) {
+        self.tree.stop_all().await;
+        if let Some(hub) = &self.hub {
+            hub.close();
+        }
+        if let Some(transport) = &self.transport {
+            transport.transport.close();
+        }
+    }
+}
+
+/// Ends a node that was told not to live alone and joined nobody.
+async fn end_if_aborted(mut joined: watch::Receiver<Joined>, tree: Arc<Tree>) {
+    let Ok(joined) = joined.wait_for(|joined| *joined != Joined::Trying).await else { return };
+    if let Joined::Aborted(problems) = &*joined {
+        tree.end(Exit::Failed { actor: "membership".to_owned(), cause: format!("joined nobody: {problems}") });
+    }
+}
+
+/// The key of a ring in the store.
+pub(crate) fn ring_key(config: &Config, ring: &RingConfig) -> String {
+    format!("{}{}", config.kv.prefix, ring.key)
+}
+
+fn bind(config: &Config, extras: &Extras) -> Result<Arc<dyn Transport>, StartError> {
+    if let Some(transport) = &extras.transport {
+        return Ok(transport.clone());
+    }
+    let memberlist = &config.memberlist;
+    let transport = NetTransport::bind(&memberlist.bind_addresses(), memberlist.bind_port, Limits::default())?;
+    Ok(Arc::new(transport))
+}
+
+/// The address that others are told to dial.
+fn advertised(config: &Config, bound: SocketAddr) -> Result<SocketAddr, StartError> {
+    let memberlist = &config.memberlist;
+    let port = if memberlist.advertise_port == 0 { bound.port() } else { memberlist.advertise_port };
+    if !memberlist.advertise_addr.is_empty() {
+        let ip: IpAddr = memberlist.advertise_addr.parse().map_err(|_| {
+            StartError::Config(format!("memberlist.advertise_addr {:?} is not an IP address", memberlist.advertise_addr))
+        })?;
+        return Ok(SocketAddr::new(ip, port));
+    }
+    if !bound.ip().is_unspecified() {
+        return Ok(SocketAddr::new(bound.ip(), port));
+    }
+    outgoing_address(bound.is_ipv6()).map(|ip| SocketAddr::new(ip, port)).ok_or_else(|| {
+        StartError::Config(
+            "memberlist.bind_addr is unspecified and this machine has no route to tell which of its addresses others \
+             can reach: set memberlist.advertise_addr"
+                .to_owned(),
+        )
+    })
+}
+
+/// The address of the interface that the default route uses. Connecting a datagram socket sends nothing.
+fn outgoing_address(v6: bool) -> Option<IpAddr> {
+    let (any, target) = if v6 { ("[::]:0", "[2001:db8::1]:9") } else { ("0.0.0.0:0", "192.0.2.1:9") };
+    let socket = UdpSocket::bind(any).ok()?;
+    socket.connect(target).ok()?;
+    socket.local_addr().ok().map(|address| address.ip())
+}
+
+/// The store that is not gossip, if the configuration names one.
+fn base_store(
+    config: &Config,
+    codecs: &Arc<Codecs>,
+    memory: Option<&Memory>,
+) -> Result<Option<SharedStore>, StartError> {
+    let multi = config.kv.store == KvStore::Multi;
+    for kind in config.kv.stores() {
+        match kind {
+            KvStore::Inmemory => {
+                return Ok(Some(memory.cloned().unwrap_or_default().store(codecs.clone())));
+            }
+            KvStore::Consul => return consul_store(config, codecs, multi).map(Some),
+            KvStore::Etcd => return Err(StartError::Config("kv.store etcd is not available in this version".into())),
+            KvStore::Memberlist | KvStore::Multi => {}
+        }
+    }
+    Ok(None)
+}
+
+#[cfg(feature = "consul")]
+fn consul_store(config: &Config, codecs: &Arc<Codecs>, multi: bool) -> Result<SharedStore, StartError> {
+    use crate::stores::consul::{ConsulConfig, ConsulStore};
+    let consul = &config.kv.consul;
+    let settings = ConsulConfig {
+        host: consul.host.clone(),
+        acl_token: consul.acl_token.expose().to_owned(),
+        consistent_reads: consul.consistent_reads,
+        watch_rate_limit: consul.watch_rate_limit,
+        watch_burst_size: consul.watch_burst_size,
+        // Two stores converge only when a removal is visible in both.
+        keep_tombstones: multi,
+        left_timeout: config.memberlist.left_ingesters_timeout,
+        ..ConsulConfig::default()
+    };
+    Ok(ConsulStore::new(settings, codecs.clone())?)
+}
+
+#[cfg(not(feature = "consul"))]
+fn consul_store(_: &Config, _: &Arc<Codecs>, _: bool) -> Result<SharedStore, StartError> {
+    Err(StartError::Config("kv.store consul needs the crate's feature `consul`".into()))
+}
+
+#[allow(clippy::too_many_arguments, reason = "called once, each argument is another part of the node")]
+fn start_gossip(
+    spawner: &Spawner,
+    config: &Config,
+    codecs: &Arc<Codecs>,
+    events: &EventHub,
+    members: &Arc<ArcSwap<Members>>,
+    transport: Arc<dyn Transport>,
+    advertised: SocketAddr,
+    meta: Bytes,
+) -> GossipSide {
+    let swim = swim_config(config);
+    let queue = Arc::new(PacketQueue::default());
+    let hub = Arc::new(WatchHub::default());
+    let gossip_parts = Arc::new(GossipParts {
+        config: GossipConfig {
+            left_timeout: config.memberlist.left_ingesters_timeout,
+            obsolete_timeout: config.memberlist.obsolete_entries_timeout,
+            ..GossipConfig::default()
+        },
+        codecs: codecs.clone(),
+        hub: hub.clone(),
+        membership: OnceLock::new(),
+        contents: Mutex::new(None),
+    });
+    let transport_parts = Arc::new(TransportParts {
+        transport,
+        queue: queue.clone(),
+        packet: swim.packet.clone(),
+        stream_timeout: swim.stream_timeout,
+        membership: OnceLock::new(),
+    });
+    let membership_parts = Arc::new(MembershipParts {
+        config: swim,
+        local: LocalNode { name: NodeName::from(config.node.id.as_str()), addr: advertised, meta },
+        queue,
+        members: members.clone(),
+        events: events.clone(),
+        transport: OnceLock::new(),
+        gossip: OnceLock::new(),
+        durable: Mutex::new(None),
+        join_members: config.memberlist.join_members.clone(),
+        resolve_every: config.memberlist.rejoin_interval,
+        seeds: Mutex::new(Vec::new()),
+        abort_if_join_fails: config.memberlist.abort_if_cluster_join_fails,
+        joined: watch::Sender::new(Joined::Trying),
+    });
+    let transport = spawner.spawn("transport", TransportActor::new(transport_parts.clone()));
+    let gossip = spawner.spawn("gossip", Gossip::new(gossip_parts.clone()));
+    let membership = spawner.spawn("membership", Membership::new(membership_parts.clone()));
+    // The actors run only after this function has returned, so they never see these empty.
+    let _ = transport_parts.membership.set(membership.clone());
+    let _ = gossip_parts.membership.set(membership.clone());
+    let _ = membership_parts.transport.set(transport);
+    let _ = membership_parts.gossip.set(gossip.clone());
+    let client = GossipClient::new(gossip, hub.clone(), membership_parts.joined.subscribe());
+    let joined = membership_parts.joined.subscribe();
+    GossipSide { client, hub, membership, transport: transport_parts, joined }
+}
+
+/// The membership core's settings from the configuration.
+fn swim_config(config: &Config) -> SwimConfig {
+    let memberlist = &config.memberlist;
+    let settings = memberlist.settings();
+    let label = |text: &str| Label::new(text.as_bytes()).unwrap_or_default();
+    let count = |number: u32| usize::try_from(number).unwrap_or(usize::MAX);
+    SwimConfig {
+        packet: PacketOptions {
+            label: label(&memberlist.cluster_label),
+            verify_label: !memberlist.cluster_label_verification_disabled,
+            accepted_labels: memberlist.accepted_labels.iter().map(|text| label(text)).collect(),
+        },
+        probe_interval: settings.probe_interval,
+        probe_timeout: settings.probe_timeout,
+        gossip_interval: settings.gossip_interval,
+        gossip_to_dead_time: settings.gossip_to_dead_nodes_time,
+        push_pull_interval: settings.pull_push_interval,
+        leave_timeout: memberlist.leave_timeout,
+        stream_timeout: settings.stream_timeout,
+        indirect_checks: count(settings.indirect_checks),
+        gossip_nodes: count(settings.gossip_nodes),
+        retransmit_mult: settings.retransmit_factor,
+        suspicion_mult: settings.suspicion_mult,
+        suspicion_max_mult: settings.suspicion_max_mult,
+        awareness_max: settings.awareness_max_multiplier,
+        packet_budget: usize::try_from(settings.udp_buffer_size).unwrap_or(1400),
+        disable_tcp_pings: !settings.stream_ping_fallback,
+        rejoin_interval: memberlist.rejoin_interval,
+        ..SwimConfig::default()
+    }
+}
+
+fn start_mirror(
+    spawner: &Spawner,
+    config: &Config,
+    codecs: &Arc<Codecs>,
+    events: &EventHub,
+    sides: [SharedStore; 2],
+) -> Result<(SharedStore, Arc<MirrorParts>), StartError> {
+    let multi = &config.kv.multi;
+    let kind = |store: KvStore| store.name().parse::<StoreKind>().map_err(|error| StartError::Config(error.to_string()));
+    let settings = MultiConfig {
+        primary: kind(multi.primary)?,
+        secondary: kind(multi.secondary)?,
+        mirror_enabled: multi.mirror_enabled,
+        mirror_timeout: multi.mirror_timeout,
+        prefixes: codecs.prefixes(),
+        wait_for_runtime: !config.runtime_config.file.is_empty(),
+        seed: rand::random(),
+        tombstone_ttl: config.memberlist.left_ingesters_timeout,
+        ..MultiConfig::default()
+    };
+    let parts = Arc::new(MirrorParts {
+        views: watch::Sender::new(Mirror::first_view(&settings)),
+        status: ArcSwap::from_pointee(Mirror::first_status(&settings)),
+        config: settings,
+        sides,
+        events: events.clone(),
+        durable: Mutex::new(None),
+        address: OnceLock::new(),
+        drained: watch::Sender::new(false),
+    });
+    let mirror = spawner.spawn("mirror", Mirror::new(parts.clone()));
+    let _ = parts.address.set(mirror.clone());
+    Ok((MultiStore::new(parts.clone(), mirror), parts))
+}
+
+fn start_ring(
+    spawner: &Spawner,
+    config: &Config,
+    ring: &RingConfig,
+    store: &SharedStore,
+    events: &EventHub,
+) -> RingEntry {
+    let key = ring_key(config, ring);
+    let options = RingOptions {
+        replication_factor: usize::try_from(ring.replication_factor).unwrap_or(usize::MAX),
+        zone_awareness: ring.zone_awareness_enabled,
+        excluded_zones: ring.excluded_zones.clone(),
+        heartbeat_timeout: ring.heartbeat_timeout,
+    };
+    let grace = Freshness::new(ring.heartbeat_timeout + ring.heartbeat_period);
+    let parts = RingParts::new(ring.name.clone(), key.clone(), &options, grace, store.clone(), events.clone());
+    let (heartbeat, heartbeat_address) = if ring.join {
+        let (parts, address) = start_heartbeat(spawner, config, ring, key, store, events);
+        (Some(parts), Some(address))
+    } else {
+        (None, None)
+    };
+    let _ = parts.heartbeat.set(heartbeat_address.clone());
+    spawner.spawn(format!("ring-keeper/{}", ring.name), RingKeeper::new(parts.clone()));
+    RingEntry { config: ring.clone(), parts, heartbeat, heartbeat_address }
+}
+
+fn start_heartbeat(
+    spawner: &Spawner,
+    config: &Config,
+    ring: &RingConfig,
+    key: String,
+    store: &SharedStore,
+    events: &EventHub,
+) -> (Arc<HeartbeatParts>, Addr<Heartbeat>) {
+    let tokens_file = (!ring.tokens_file_path.is_empty()).then(|| PathBuf::from(&ring.tokens_file_path));
+    let tokens = tokens_file.as_deref().map(super::tokens_file::load).unwrap_or_default();
+    let parts = Arc::new(HeartbeatParts {
+        ring: ring.name.clone(),
+        key,
+        config: LifecycleConfig {
+            id: config.node.id.clone(),
+            addr: config.node.address.clone(),
+            zone: config.node.zone.clone(),
+            num_tokens: usize::try_from(ring.num_tokens).unwrap_or(128),
+            heartbeat_period: ring.heartbeat_period,
+            heartbeat_timeout: ring.heartbeat_timeout,
+            observe_period: ring.observe_period,
+            join_after: ring.join_after,
+            min_ready_duration: ring.min_ready_duration,
+            final_sleep: ring.final_sleep,
+            unregister_on_shutdown: ring.unregister_on_shutdown,
+            auto_forget_unhealthy_periods: ring.auto_forget_unhealthy_periods,
+            tokens,
+        },
+        tokens_file,
+        store: store.clone(),
+        own: ArcSwap::from_pointee(OwnInstance {
+            state: InstanceState::Pending,
+            tokens: 0,
+            not_ready: Some("not registered yet".to_owned()),
+            heartbeats: 0,
+            last_error: None,
+        }),
+        events: events.clone(),
+        durable: Mutex::new(None),
+        finished: watch::Sender::new(false),
+    });
+    let address = spawner.spawn(format!("heartbeat/{}", ring.name), Heartbeat::new(parts.clone()));
+    (parts, address)
+}
+
+fn start_config_watcher(
+    spawner: &Spawner,
+    config: &Config,
+    events: &EventHub,
+    mirror: Option<&Arc<MirrorParts>>,
+) -> Option<Arc<ConfigParts>> {
+    let runtime = &config.runtime_config;
+    if runtime.file.is_empty() {
+        return None;
+    }
+    let files = runtime.file.iter().map(PathBuf::from).collect();
+    let loader = match config.kv.store {
+        KvStore::Multi => RuntimeLoader::new(files).with_stores(config.kv.stores()),
+        _ => RuntimeLoader::new(files),
+    };
+    let parts = Arc::new(ConfigParts {
+        period: runtime.period,
+        loader: Mutex::new(loader),
+        view: ArcSwap::from_pointee(RuntimeView::default()),
+        events: events.clone(),
+        mirror: OnceLock::new(),
+        address: OnceLock::new(),
+        cache: (!config.node.data_dir.is_empty()).then(|| PathBuf::from(&config.node.data_dir)),
+    });
+    if let Some(mirror) = mirror.and_then(|parts| parts.address.get()) {
+        let _ = parts.mirror.set(mirror.clone());
+    }
+    let address = spawner.spawn("config-watcher", ConfigWatcher::new(parts.clone()));
+    let _ = parts.address.set(address);
+    Some(parts)
+}

@@ -1,0 +1,145 @@
+//! The transport actor: moves bytes between the sockets and the membership actor.
+//!
+//! Packets go inward in batches through a bounded queue that drops the oldest, never through a mailbox, so a flood
+//! cannot starve timers. Each accepted stream is served by its own task under a deadline.
+
+use std::net::SocketAddr;
+use std::sync::{Arc, OnceLock};
+use std::time::Duration;
+
+use actix::{Actor, Addr, Context, Handler, ResponseFuture, Supervised, WrapFuture};
+use bytes::Bytes;
+
+use super::membership::{Membership, StreamRequest};
+use super::message::{drillable, message};
+use super::streams;
+use crate::transport::{PacketQueue, Transport};
+use crate::wire::{PacketOptions, StreamMessage, StreamSide};
+
+/// Packets taken from the socket at a time.
+const BATCH: usize = 64;
+
+/// What the transport actor works with. Outlives it, so a restart does not rebind.
+pub(crate) struct TransportParts {
+    pub(crate) transport: Arc<dyn Transport>,
+    pub(crate) queue: Arc<PacketQueue>,
+    pub(crate) packet: PacketOptions,
+    /// Longest exchange on an accepted stream.
+    pub(crate) stream_timeout: Duration,
+    pub(crate) membership: OnceLock<Addr<Membership>>,
+}
+
+pub(crate) struct TransportActor {
+    parts: Arc<TransportParts>,
+}
+
+impl TransportActor {
+    pub(crate) fn new(parts: Arc<TransportParts>) -> Self {
+        Self { parts }
+    }
+}
+
+/// Packets to send. A packet that the socket does not take now is dropped and counted, as on any network.
+pub(crate) struct SendPackets(pub(crate) Vec<(SocketAddr, Bytes)>);
+message!(SendPackets => ());
+
+/// Opens a stream, writes `bytes`, and, if asked to, reads the one message that answers.
+pub(crate) struct Exchange {
+    pub(crate) to: SocketAddr,
+    pub(crate) bytes: Bytes,
+    pub(crate) expect_reply: bool,
+    pub(crate) timeout: Duration,
+}
+message!(Exchange => Result<Option<StreamMessage>, String>);
+
+impl Actor for TransportActor {
+    type Context = Context<Self>;
+
+    fn started(&mut self, ctx: &mut Self::Context) {
+        use actix::AsyncContext;
+        ctx.spawn(receive(self.parts.clone()).into_actor(self));
+        ctx.spawn(accept(self.parts.clone()).into_actor(self));
+    }
+}
+
+impl Supervised for TransportActor {
+    // Sockets and queue live in the parts; `started` reads from them again.
+    fn restarting(&mut self, _: &mut Self::Context) {}
+}
+
+drillable!(TransportActor);
+
+impl Handler<SendPackets> for TransportActor {
+    type Result = ();
+
+    fn handle(&mut self, SendPackets(packets): SendPackets, _: &mut Self::Context) {
+        for (to, bytes) in packets {
+            if let Err(error) = self.parts.transport.try_send_packet(to, &bytes) {
+                tracing::debug!(%to, %error, "packet not sent");
+            }
+        }
+    }
+}
+
+impl Handler<Exchange> for TransportActor {
+    type Result = ResponseFuture<Result<Option<StreamMessage>, String>>;
+
+    fn handle(&mut self, exchange: Exchange, _: &mut Self::Context) -> Self::Result {
+        let parts = self.parts.clone();
+        Box::pin(async move {
+            let deadline = tokio::time::Instant::now() + exchange.timeout;
+            let io = async {
+                let mut stream = parts.transport.connect(exchange.to, deadline).await?;
+                streams::write(&mut stream, &exchange.bytes).await?;
+                if !exchange.expect_reply {
+                    return Ok(None);
+                }
+                streams::read(&mut stream, &parts.packet, StreamSide::Dialed).await.map(Some)
+            };
+            match tokio::time::timeout_at(deadline, io).await {
+                Ok(result) => result.map_err(|error: streams::StreamError| format!("{}: {error}", exchange.to)),
+                Err(_) => Err(format!("{}: no answer within {:?}", exchange.to, exchange.timeout)),
+            }
+        })
+    }
+}
+
+async fn receive(parts: Arc<TransportParts>) {
+    let mut batch = Vec::with_capacity(BATCH);
+    // Ends when the transport is closed: the node is ending.
+    while parts.transport.recv_packets(&mut batch, BATCH).await.is_ok() {
+        for packet in batch.drain(..) {
+            parts.queue.push(packet);
+        }
+    }
+}
+
+async fn accept(parts: Arc<TransportParts>) {
+    while let Ok((stream, from)) = parts.transport.accept().await {
+        let parts = parts.clone();
+        tokio::task::spawn_local(async move {
+            let timeout = parts.stream_timeout;
+            match tokio::time::timeout(timeout, serve(&parts, stream, from)).await {
+                Ok(Ok(())) => {}
+                Ok(Err(error)) => tracing::debug!(%from, %error, "stream refused"),
+                Err(_) => tracing::debug!(%from, ?timeout, "stream timed out"),
+            }
+        });
+    }
+}
+
+/// Reads the request, lets the membership actor answer it, writes the answer. A refused stream is closed in silence:
+/// who has the wrong label learns nothing from us.
+async fn serve(
+    parts: &TransportParts,
+    mut stream: Box<dyn crate::transport::Stream>,
+    from: SocketAddr,
+) -> Result<(), streams::StreamError> {
+    let message = streams::read(&mut stream, &parts.packet, StreamSide::Accepted).await?;
+    let Some(membership) = parts.membership.get() else { return Ok(()) };
+    let answer = membership.send(StreamRequest { from, message }).await;
+    if let Ok(Some(bytes)) = answer {
+        streams::write(&mut stream, &bytes).await?;
+    }
+    Ok(())
+}

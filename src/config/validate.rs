@@ -1,0 +1,277 @@
+//! Combinations that cannot work, each with the key and what to do.
+
+use std::collections::HashSet;
+use std::net::{IpAddr, SocketAddr};
+use std::time::Duration;
+
+use super::error::Problem;
+use super::memberlist::{Compression, TransportKind};
+use super::rings::TokenStrategy;
+use super::{Config, KvStore, MemberlistConfig, RingConfig};
+
+/// Longest name and label that fit the wire.
+const MAX_NAME_BYTES: usize = 255;
+/// Most tokens of one instance.
+const MAX_TOKENS: u32 = 4096;
+/// Largest payload of a UDP packet over IPv4.
+const MAX_UDP_PAYLOAD: u64 = 65_507;
+
+const LATER: &str = "not built yet, see CHANGELOG";
+
+struct Problems(Vec<Problem>);
+
+impl Problems {
+    fn add(&mut self, key: impl Into<String>, reason: impl Into<String>) {
+        self.0.push(Problem { key: key.into(), reason: reason.into() });
+    }
+
+    fn check(&mut self, good: bool, key: &str, reason: &str) {
+        if !good {
+            self.add(key, reason);
+        }
+    }
+}
+
+/// Everything that cannot work.
+pub(super) fn problems(config: &Config) -> Vec<Problem> {
+    let mut found = Problems(Vec::new());
+    node(config, &mut found);
+    memberlist(&config.memberlist, &mut found);
+    unavailable(&config.memberlist, &mut found);
+    kv(config, &mut found);
+    let mut names = HashSet::new();
+    for (index, ring) in config.rings.iter().enumerate() {
+        let at = |key: &str| format!("rings[{index}].{key}");
+        if !names.insert(&ring.name) {
+            found.add(at("name"), format!("there are two rings named `{}`; give each its own name", ring.name));
+        }
+        self::ring(config, ring, &at, &mut found);
+    }
+    if !config.runtime_config.file.is_empty() && config.runtime_config.period.is_zero() {
+        found.add("runtime_config.period", "must be longer than zero, since there are files to reload");
+    }
+    for (index, file) in config.runtime_config.file.iter().enumerate() {
+        if file.contains("://") {
+            found.add(format!("runtime_config.file[{index}]"), "only files are read, not URLs; mount it as a file");
+        }
+    }
+    let listen = &config.http.listen;
+    if !listen.is_empty() && listen.parse::<SocketAddr>().is_err() {
+        found.add(
+            "http.listen",
+            format!("`{listen}` is not an IP address with a port, such as 127.0.0.1:8080 or [::]:8080"),
+        );
+    }
+    found.0
+}
+
+fn node(config: &Config, found: &mut Problems) {
+    let node = &config.node;
+    found.check(!node.id.is_empty(), "node.id", "is not set; give every node its own name, for example its host name");
+    found.check(node.id.len() <= MAX_NAME_BYTES, "node.id", "is longer than 255 bytes");
+    for (key, text) in [("node.id", &node.id), ("node.zone", &node.zone)] {
+        found.check(!text.chars().any(char::is_control), key, "contains a control character");
+    }
+    found.check(node.zone.len() <= MAX_NAME_BYTES, "node.zone", "is longer than 255 bytes");
+    if !node.address.is_empty() && !is_host_port(&node.address) {
+        found.add("node.address", format!("`{}` is not host:port", node.address));
+    }
+    if node.address.is_empty() && config.rings.iter().any(|ring| ring.join) {
+        found.add("node.address", "is not set, but a ring is joined; set host:port that peers of the application dial");
+    }
+}
+
+fn memberlist(m: &MemberlistConfig, found: &mut Problems) {
+    found.check(
+        m.advertise_addr.is_empty() || m.advertise_addr.parse::<IpAddr>().is_ok(),
+        "memberlist.advertise_addr",
+        "is not an IP address",
+    );
+    for (index, member) in m.join_members.iter().enumerate() {
+        if !is_join_member(member) {
+            found.add(
+                format!("memberlist.join_members[{index}]"),
+                format!("`{member}` is none of host:port, dns+host:port, dnssrv+name, dnssrvnoa+name"),
+            );
+        }
+    }
+    for (index, cidr) in m.cidrs_allowed.iter().enumerate() {
+        if !is_cidr(cidr) {
+            found.add(
+                format!("memberlist.cidrs_allowed[{index}]"),
+                format!("`{cidr}` is not a network like 10.0.0.0/8"),
+            );
+        }
+    }
+    let label = "memberlist.cluster_label";
+    found.check(
+        m.cluster_label.len() <= MAX_NAME_BYTES,
+        label,
+        "is longer than 255 bytes, which is all that fits the wire",
+    );
+    found.check(!m.cluster_label.chars().any(char::is_control), label, "contains a control character");
+    for (index, label) in m.accepted_labels.iter().enumerate() {
+        if label.len() > MAX_NAME_BYTES {
+            found.add(format!("memberlist.accepted_labels[{index}]"), "is longer than 255 bytes");
+        }
+    }
+    found.check(
+        !m.min_join_backoff.is_zero() && m.min_join_backoff <= m.max_join_backoff,
+        "memberlist.min_join_backoff",
+        "must be longer than zero and at most max_join_backoff",
+    );
+    let set = m.settings();
+    found.check(!set.probe_interval.is_zero(), "memberlist.probe_interval", "must be longer than zero");
+    found.check(
+        !set.probe_timeout.is_zero() && set.probe_timeout < set.probe_interval,
+        "memberlist.probe_timeout",
+        "must be longer than zero and shorter than probe_interval",
+    );
+    found.check(!set.stream_timeout.is_zero(), "memberlist.stream_timeout", "must be longer than zero");
+    for (key, value) in [
+        ("gossip_nodes", set.gossip_nodes),
+        ("retransmit_factor", set.retransmit_factor),
+        ("suspicion_mult", set.suspicion_mult),
+        ("suspicion_max_mult", set.suspicion_max_mult),
+    ] {
+        found.check(value > 0, &format!("memberlist.{key}"), "must be at least 1");
+    }
+    if m.transport == TransportKind::Udp {
+        found.check(
+            (512..=MAX_UDP_PAYLOAD).contains(&set.udp_buffer_size),
+            "memberlist.udp_buffer_size",
+            "must be between 512B and 65507B with transport udp",
+        );
+    }
+}
+
+/// Settings that this version knows but cannot do. They are refused, because ignoring them would be worse.
+fn unavailable(m: &MemberlistConfig, found: &mut Problems) {
+    if m.transport == TransportKind::Tcp {
+        found.add("memberlist.transport", format!("`tcp` is {LATER}; use udp"));
+    }
+    if !m.encryption_keys.is_empty() {
+        found.add("memberlist.encryption_keys", format!("encryption of gossip is {LATER}; remove the keys"));
+    }
+    if m.compression != Compression::None {
+        found.add("memberlist.compression", format!("compression of sent messages is {LATER}; use none"));
+    }
+    if m.tls_enabled {
+        found.add("memberlist.tls_enabled", format!("TLS between nodes is {LATER}; use false"));
+    }
+}
+
+fn kv(config: &Config, found: &mut Problems) {
+    let kv = &config.kv;
+    if kv.store == KvStore::Multi {
+        found.check(
+            kv.multi.primary != kv.multi.secondary,
+            "kv.multi.secondary",
+            "is the same store as kv.multi.primary; name the other one",
+        );
+        for (key, store) in [("kv.multi.primary", kv.multi.primary), ("kv.multi.secondary", kv.multi.secondary)] {
+            found.check(store != KvStore::Multi, key, "cannot be multi itself; name memberlist, consul or inmemory");
+        }
+    }
+    for (key, store) in store_keys(config) {
+        if store == KvStore::Etcd {
+            found.add(key, format!("`etcd` is {LATER}; a later version will have it"));
+        }
+    }
+    if kv.stores().contains(&KvStore::Consul) {
+        let host = kv.consul.host.strip_prefix("http://").unwrap_or(&kv.consul.host);
+        if host.starts_with("https://") {
+            found.add("kv.consul.host", "TLS to Consul is not available; name a local agent by host:port");
+        } else if !is_host_port(host) {
+            found.add("kv.consul.host", format!("`{}` is not host:port", kv.consul.host));
+        }
+        found.check(
+            kv.consul.watch_rate_limit.is_finite() && kv.consul.watch_rate_limit >= 0.0,
+            "kv.consul.watch_rate_limit",
+            "must be zero (no limit) or more",
+        );
+    }
+    found.check(!kv.prefix.starts_with('/'), "kv.prefix", "must not begin with a slash, Consul refuses such keys");
+}
+
+/// The keys that name the stores in use.
+fn store_keys(config: &Config) -> Vec<(&'static str, KvStore)> {
+    match config.kv.store {
+        KvStore::Multi => {
+            vec![("kv.multi.primary", config.kv.multi.primary), ("kv.multi.secondary", config.kv.multi.secondary)]
+        }
+        single => vec![("kv.store", single)],
+    }
+}
+
+fn ring(config: &Config, ring: &RingConfig, at: &dyn Fn(&str) -> String, found: &mut Problems) {
+    found.check(!ring.name.is_empty(), &at("name"), "is not set; it names the ring in the library and on pages");
+    found.check(!ring.key.is_empty(), &at("key"), "is empty; it names the ring in the store");
+    found.check(ring.replication_factor > 0, &at("replication_factor"), "must be at least 1");
+    found.check(
+        (1..=MAX_TOKENS).contains(&ring.num_tokens),
+        &at("num_tokens"),
+        "must be between 1 and 4096; more make every copy of the ring larger without a more even share",
+    );
+    found.check(
+        ring.heartbeat_timeout > ring.heartbeat_period,
+        &at("heartbeat_timeout"),
+        "must be longer than heartbeat_period, or every instance is unhealthy between two heartbeats",
+    );
+    found.check(
+        ring.heartbeat_period >= Duration::from_secs(1),
+        &at("heartbeat_period"),
+        "must be at least 1s: heartbeats count in whole seconds",
+    );
+    if ring.join && ring.zone_awareness_enabled {
+        found.check(
+            !config.node.zone.is_empty(),
+            &at("zone_awareness_enabled"),
+            "needs node.zone, or this instance belongs to no zone",
+        );
+    }
+    if ring.join && ring.token_generation_strategy == TokenStrategy::SpreadMinimizing {
+        found.check(
+            config.node.id.ends_with(|c: char| c.is_ascii_digit()),
+            &at("token_generation_strategy"),
+            "spread-minimizing needs node.id to end in the number of the instance, such as ingester-1",
+        );
+        found.check(
+            ring.tokens_file_path.is_empty(),
+            &at("tokens_file_path"),
+            "must be empty with spread-minimizing, which computes the tokens",
+        );
+    }
+}
+
+/// `host:port`, with brackets around an IPv6 address, and a port that can be dialled.
+fn is_host_port(text: &str) -> bool {
+    text.rsplit_once(':').is_some_and(|(host, port)| is_host(host) && port.parse::<u16>().is_ok_and(|p| p > 0))
+}
+
+fn is_host(host: &str) -> bool {
+    match host.strip_prefix('[').and_then(|h| h.strip_suffix(']')) {
+        Some(v6) => v6.parse::<std::net::Ipv6Addr>().is_ok(),
+        None => {
+            !host.is_empty() && !host.contains([':', '/', '@', '[', ']']) && host.chars().all(|c| c.is_ascii_graphic())
+        }
+    }
+}
+
+fn is_join_member(text: &str) -> bool {
+    if let Some(rest) = text.strip_prefix("dns+") {
+        // The port is not in an A record, so it must stand here.
+        return is_host_port(rest);
+    }
+    let rest = text.strip_prefix("dnssrvnoa+").or_else(|| text.strip_prefix("dnssrv+")).unwrap_or(text);
+    is_host_port(rest) || is_host(rest) || rest.parse::<IpAddr>().is_ok()
+}
+
+fn is_cidr(text: &str) -> bool {
+    let Some((address, bits)) = text.split_once('/') else { return false };
+    match (address.parse::<IpAddr>(), bits.parse::<u8>()) {
+        (Ok(IpAddr::V4(_)), Ok(bits)) => bits <= 32,
+        (Ok(IpAddr::V6(_)), Ok(bits)) => bits <= 128,
+        _ => false,
+    }
+}

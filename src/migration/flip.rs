@@ -1,0 +1,167 @@
+//! Changing the primary while everything goes on.
+//!
+//! The node first joins all that it knows (what it delivered to readers and what it acknowledged to writers) into the new
+//! primary, then swaps. While it does so, reads and writes go on at the old primary, so there may be something new to
+//! carry over when it is through: it goes round a few times, and what is new in the last round-trip follows right after
+//! the swap, before which no reader can fall back either, because reads are joined with what is known.
+
+use std::time::Instant;
+
+use super::config::Side;
+use super::core::MultiCore;
+use super::message::MigrationEvent;
+use super::outbox::Reason;
+use crate::clock::Now;
+use crate::kv::StoreError;
+
+/// Rounds before a busy node swaps although something new came in meanwhile.
+const MAX_ROUNDS: u32 = 4;
+
+/// A flip that was asked for.
+#[derive(Debug)]
+pub(super) struct Flip {
+    pub(super) to: Side,
+    pub(super) since: Instant,
+    /// Why it does not go on.
+    pub(super) reason: Option<String>,
+    /// The carry-over under way: its number, and the position up to which it must arrive. `None`: not begun.
+    round: Option<(u32, u64)>,
+    delay_told: bool,
+}
+
+impl Flip {
+    pub(super) fn new(to: Side, since: Instant) -> Self {
+        Self { to, since, reason: None, round: None, delay_told: false }
+    }
+}
+
+impl MultiCore {
+    /// The runtime configuration names the primary. `first`: it is the first one since the start, and the node has
+    /// neither read nor written, so there is nothing to compare and no reason to wait.
+    pub(super) fn request_primary(&mut self, side: Side, first: bool, now: Now) {
+        match &self.flip {
+            Some(flip) if flip.to == side => return,
+            Some(_) => return self.cancel_flip(),
+            None if side == self.durable.primary => return,
+            None => {}
+        }
+        self.flip = Some(Flip::new(side, now.mono));
+        self.durable.pending = Some(side);
+        let (from, to) = (self.config.kind(self.durable.primary), self.config.kind(side));
+        self.event(MigrationEvent::FlipStarted { from, to });
+        if first && self.durable.known.is_empty() {
+            self.swap(now);
+        }
+    }
+
+    /// Stays with the present primary.
+    pub(super) fn cancel_flip(&mut self) {
+        let Some(flip) = self.flip.take() else { return };
+        self.durable.pending = None;
+        if !self.durable.mirror {
+            // With the mirror on, everything belongs into the other store anyway.
+            self.durable.outbox[flip.to.index()].drop_carry_over(None);
+        }
+        self.event(MigrationEvent::FlipCancelled { stays: self.config.kind(self.durable.primary) });
+        self.publish();
+    }
+
+    /// The side that a flip is carrying things over to, if one is.
+    pub(super) fn carrying(&self) -> Option<Side> {
+        self.flip.as_ref().filter(|flip| flip.round.is_some()).map(|flip| flip.to)
+    }
+
+    /// Whether this node may leave its primary. The place for further gates (member counts, lag, digests).
+    fn gate(&self) -> Result<(), String> {
+        if !self.config.require_parity {
+            return Ok(());
+        }
+        if !self.durable.mirror {
+            return Err("mirroring is off".to_owned());
+        }
+        if !self.backfill_status().verified {
+            return Err("the backfill is not verified yet".to_owned());
+        }
+        Ok(())
+    }
+
+    /// Begins the carry-over, goes on with it, or swaps.
+    pub(super) fn step_flip(&mut self, now: Now) {
+        let Some(flip) = self.flip.as_ref() else { return };
+        let to = flip.to;
+        let Some((round, up_to)) = flip.round else {
+            match self.gate() {
+                Ok(()) => return self.start_carry_over(to, now),
+                Err(reason) if flip.reason.as_ref() == Some(&reason) => return,
+                Err(reason) => {
+                    self.event(MigrationEvent::FlipRefused { reason: reason.clone() });
+                    if let Some(flip) = self.flip.as_mut() {
+                        flip.reason = Some(reason);
+                    }
+                    return self.publish();
+                }
+            }
+        };
+        let outbox = &self.durable.outbox[to.index()];
+        if !outbox.sent_up_to(up_to) {
+            return;
+        }
+        if outbox.len() == 0 || round >= MAX_ROUNDS {
+            self.swap(now);
+        } else if let Some(flip) = self.flip.as_mut() {
+            flip.round = Some((round + 1, self.durable.seq));
+        }
+    }
+
+    fn start_carry_over(&mut self, to: Side, now: Now) {
+        #[cfg(test)]
+        if self.fault == super::core::Fault::NoCarryOver {
+            return self.swap(now);
+        }
+        for (key, value) in self.durable.known.clone().iter() {
+            self.enqueue(to, key, value, Reason::CarryOver, now);
+        }
+        if let Some(flip) = self.flip.as_mut() {
+            flip.reason = None;
+            flip.round = Some((1, self.durable.seq));
+        }
+        self.publish();
+        if self.durable.outbox[to.index()].len() == 0 {
+            self.swap(now);
+        }
+    }
+
+    /// Something could not be sent to a side: when a flip waits for it, say why.
+    pub(super) fn carry_over_failed(&mut self, side: Side, error: &StoreError) {
+        if self.carrying() != Some(side) {
+            return;
+        }
+        let to = self.config.kind(side);
+        let Some(flip) = self.flip.as_mut() else { return };
+        let reason = error.to_string();
+        flip.reason = Some(reason.clone());
+        if !std::mem::replace(&mut flip.delay_told, true) {
+            self.event(MigrationEvent::FlipDelayed { to, reason });
+        }
+    }
+
+    fn swap(&mut self, now: Now) {
+        let Some(flip) = self.flip.take() else { return };
+        let (from, to) = (self.durable.primary, flip.to);
+        let took = now.mono.saturating_duration_since(flip.since);
+        self.durable.pending = None;
+        self.durable.primary = to;
+        self.durable.generation += 1;
+        self.durable.totals.flips += 1;
+        self.durable.totals.last_flip_took = Some(took);
+        // Readers first: operations and tasks that follow belong to the new view.
+        self.publish();
+        self.event(MigrationEvent::Flipped { from: self.config.kind(from), to: self.config.kind(to), took });
+        self.ops_after_flip(now);
+        if self.durable.mirror {
+            self.start_backfill();
+        } else {
+            self.cancel_backfill();
+        }
+    }
+}

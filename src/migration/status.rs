@@ -1,0 +1,119 @@
+//! What an operator sees.
+
+use serde::Serialize;
+
+use super::config::Side;
+use super::core::MultiCore;
+use super::message::Phase;
+use crate::clock::Now;
+use crate::kv::StoreKind;
+
+/// The state of a multi store at one moment. Durations are in milliseconds.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct MigrationStatus {
+    /// The phase.
+    pub phase: Phase,
+    /// The store that is read.
+    pub primary: StoreKind,
+    /// The other one.
+    pub secondary: StoreKind,
+    /// Whether writes go to both.
+    pub mirror_enabled: bool,
+    /// Number of flips of this store since its start.
+    pub generation: u64,
+    /// Keys with something that still has to go to a store.
+    pub outbox_len: usize,
+    /// Age of the oldest of them; 0 when there is none.
+    pub oldest_outbox_age_ms: u64,
+    /// How long the last mirrored write waited, or how long the oldest waits now, whichever is more.
+    pub mirror_lag_ms: u64,
+    /// The backfill.
+    pub backfill: BackfillStatus,
+    /// A flip that was asked for and has not happened.
+    pub pending_flip: Option<PendingFlip>,
+    /// Operations of users that have not been answered, the held ones included.
+    pub in_flight: usize,
+    /// The last error of a background task, and whether it still stands is told by `outbox_len`.
+    pub last_error_secondary: Option<String>,
+    /// Whether operations are held until the first runtime configuration.
+    pub waiting_for_runtime: bool,
+    /// Writes that reached the other store.
+    pub mirrored_total: u64,
+    /// Attempts that failed.
+    pub mirror_errors_total: u64,
+    /// Flips that happened.
+    pub flips_total: u64,
+    /// How long the last one took, from request to swap.
+    pub last_flip_took_ms: Option<u64>,
+}
+
+/// How far the backfill is.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct BackfillStatus {
+    /// Whether one is running.
+    pub running: bool,
+    /// Keys found so far by this run, or by the last one.
+    pub keys: usize,
+    /// Keys of which the other store has everything.
+    pub done: usize,
+    /// Whether a whole run in the present direction is through, each key read back and compared.
+    pub verified: bool,
+}
+
+/// A flip that waits.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct PendingFlip {
+    /// The store that should become primary.
+    pub to: StoreKind,
+    /// For how long it waits.
+    pub since_ms: u64,
+    /// What it waits for.
+    pub reason: String,
+}
+
+impl MultiCore {
+    /// The state now.
+    #[must_use]
+    pub fn status(&self, now: Now) -> MigrationStatus {
+        let view = self.view();
+        let durable = &self.durable;
+        let oldest = durable.outbox.iter().filter_map(|outbox| outbox.oldest()).map(|at| millis(now, at)).max();
+        let lag = durable.totals.last_lag.map_or(0, |lag| u64::try_from(lag.as_millis()).unwrap_or(u64::MAX));
+        MigrationStatus {
+            phase: view.phase,
+            primary: view.primary_kind,
+            secondary: self.config.kind(view.primary.other()),
+            mirror_enabled: view.mirror_enabled,
+            generation: view.generation,
+            outbox_len: self.outbox_len(),
+            oldest_outbox_age_ms: oldest.unwrap_or(0),
+            mirror_lag_ms: lag.max(oldest.unwrap_or(0)),
+            backfill: self.backfill_status(),
+            pending_flip: self.flip.as_ref().map(|flip| PendingFlip {
+                to: self.config.kind(flip.to),
+                since_ms: millis(now, flip.since),
+                reason: flip.reason.clone().unwrap_or_else(|| "carrying over the last known values".to_owned()),
+            }),
+            in_flight: self.ops.len(),
+            last_error_secondary: durable.totals.last_error.clone(),
+            waiting_for_runtime: view.waiting_for_runtime,
+            mirrored_total: durable.totals.mirrored,
+            mirror_errors_total: durable.totals.errors,
+            flips_total: durable.totals.flips,
+            last_flip_took_ms: durable
+                .totals
+                .last_flip_took
+                .map(|took| u64::try_from(took.as_millis()).unwrap_or(u64::MAX)),
+        }
+    }
+
+    /// Keys that wait for a store.
+    #[must_use]
+    pub fn outbox_len(&self) -> usize {
+        [Side::A, Side::B].into_iter().map(|side| self.durable.outbox[side.index()].len()).sum()
+    }
+}
+
+fn millis(now: Now, since: std::time::Instant) -> u64 {
+    u64::try_from(now.mono.saturating_duration_since(since).as_millis()).unwrap_or(u64::MAX)
+}

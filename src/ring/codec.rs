@@ -1,0 +1,236 @@
+//! The bytes of a ring: dskit's `ring.proto`, in one raw snappy block.
+//!
+//! The bytes come from peers and from stores that others write, so sizes are checked before anything is allocated for
+//! them: the declared size of the block against what snappy can make of so many bytes, the number of instances before
+//! they are decoded, and each instance by itself. What encodes is canonical: equal rings have equal bytes.
+
+use std::collections::BTreeMap;
+
+use prost::Message;
+use serde_json::json;
+
+use super::desc::{Desc, Instance, InstanceState};
+use crate::kv::{Codec, CodecError, Value};
+
+/// The codec's name on the wire.
+pub const RING_CODEC_ID: &str = "ringDesc";
+
+/// Most tokens of one instance.
+pub const MAX_TOKENS: usize = 4096;
+/// Most instances of one ring, tombstones included.
+pub const MAX_INSTANCES: usize = 100_000;
+/// Longest id, address or zone, in bytes.
+pub const MAX_TEXT: usize = 1024;
+/// Most feature versions of one instance.
+pub const MAX_VERSIONS: usize = 1024;
+/// Largest ring before compression, in bytes.
+pub const MAX_DECLARED: usize = 32 << 20;
+/// Largest instance in bytes: all tokens at five bytes each, and room for the rest.
+const MAX_INSTANCE: usize = 64 << 10;
+
+/// `InstanceDesc`. Tags 4 and 5 are retired.
+#[derive(Clone, PartialEq, Message)]
+struct InstanceProto {
+    #[prost(string, tag = "1")]
+    addr: String,
+    #[prost(int64, tag = "2")]
+    timestamp: i64,
+    #[prost(int32, tag = "3")]
+    state: i32,
+    #[prost(uint32, repeated, tag = "6")]
+    tokens: Vec<u32>,
+    #[prost(string, tag = "7")]
+    zone: String,
+    #[prost(int64, tag = "8")]
+    registered_timestamp: i64,
+    #[prost(string, tag = "9")]
+    id: String,
+    #[prost(int64, tag = "10")]
+    read_only_updated_timestamp: i64,
+    #[prost(bool, tag = "11")]
+    read_only: bool,
+    #[prost(btree_map = "uint64, uint64", tag = "12")]
+    versions: BTreeMap<u64, u64>,
+}
+
+/// One entry of the `ingesters` map, field 1 of `Desc`.
+#[derive(Clone, PartialEq, Message)]
+struct EntryProto {
+    #[prost(string, tag = "1")]
+    key: String,
+    #[prost(message, optional, tag = "2")]
+    value: Option<InstanceProto>,
+}
+
+/// Key of field 1, length-delimited.
+const INGESTERS: u8 = 0x0A;
+
+/// The codec of instance rings, `ringDesc`.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct RingCodec;
+
+impl Codec for RingCodec {
+    fn id(&self) -> &str {
+        RING_CODEC_ID
+    }
+
+    fn encode(&self, value: &Value) -> Result<Vec<u8>, CodecError> {
+        let proto = encode_proto(desc_of(value)?);
+        snap::raw::Encoder::new().compress_vec(&proto).map_err(|error| bad(format!("cannot compress: {error}")))
+    }
+
+    fn decode(&self, bytes: &[u8]) -> Result<Value, CodecError> {
+        let declared = snap::raw::decompress_len(bytes).map_err(|error| bad(format!("not a snappy block: {error}")))?;
+        // Snappy's best is 64 bytes for 3, so a block that promises more lies.
+        let most = MAX_DECLARED.min(bytes.len().saturating_mul(22).saturating_add(16));
+        if declared > most {
+            return Err(bad(format!("{} bytes declare a size of {declared}, more than {most}", bytes.len())));
+        }
+        let mut proto = vec![0; declared];
+        let written = snap::raw::Decoder::new()
+            .decompress(bytes, &mut proto)
+            .map_err(|error| bad(format!("damaged snappy block: {error}")))?;
+        proto.truncate(written);
+        decode_proto(&proto).map(Value::new)
+    }
+
+    fn to_json(&self, value: &Value) -> Result<serde_json::Value, CodecError> {
+        let instances: serde_json::Map<String, serde_json::Value> = desc_of(value)?
+            .instances
+            .iter()
+            .map(|(id, instance)| {
+                let shown = json!({
+                    "addr": instance.addr,
+                    "state": instance.state.to_string(),
+                    "zone": instance.zone,
+                    "timestamp": instance.timestamp,
+                    "registered_timestamp": instance.registered_timestamp,
+                    "read_only": instance.read_only,
+                    "read_only_updated_timestamp": instance.read_only_updated_timestamp,
+                    "tokens": &*instance.tokens,
+                });
+                (id.to_string(), shown)
+            })
+            .collect();
+        Ok(json!({ "instances": instances }))
+    }
+}
+
+fn bad(reason: impl Into<String>) -> CodecError {
+    CodecError::new(RING_CODEC_ID, reason)
+}
+
+fn desc_of(value: &Value) -> Result<&Desc, CodecError> {
+    value.downcast_ref::<Desc>().ok_or_else(|| bad("the value is not a ring"))
+}
+
+/// The protobuf of a ring. The outer message is written by hand: Go writes the value of a map entry even when it is
+/// empty, prost's maps do not.
+fn encode_proto(desc: &Desc) -> Vec<u8> {
+    let mut out = Vec::new();
+    for (id, instance) in &desc.instances {
+        let entry = EntryProto {
+            key: id.to_string(),
+            value: Some(InstanceProto {
+                addr: instance.addr.clone(),
+                timestamp: instance.timestamp,
+                state: instance.state.number(),
+                tokens: instance.tokens.to_vec(),
+                zone: instance.zone.clone(),
+                registered_timestamp: instance.registered_timestamp,
+                id: id.to_string(),
+                read_only_updated_timestamp: instance.read_only_updated_timestamp,
+                read_only: instance.read_only,
+                versions: instance.versions.clone(),
+            }),
+        };
+        out.push(INGESTERS);
+        out.extend_from_slice(&entry.encode_length_delimited_to_vec());
+    }
+    out
+}
+
+/// Reads the outer message by hand, so that the number and the size of entries are known before they are decoded.
+/// Other fields of it are skipped, as protobuf wants.
+fn decode_proto(mut bytes: &[u8]) -> Result<Desc, CodecError> {
+    let mut desc = Desc::default();
+    while !bytes.is_empty() {
+        let key = varint(&mut bytes)?;
+        let field = match key & 7 {
+            0 => {
+                varint(&mut bytes)?;
+                continue;
+            }
+            1 => take(&mut bytes, 8)?,
+            2 => {
+                let length = varint(&mut bytes)?;
+                take(&mut bytes, length)?
+            }
+            5 => take(&mut bytes, 4)?,
+            other => return Err(bad(format!("wire type {other} is not in use"))),
+        };
+        if key != usize::from(INGESTERS) {
+            continue;
+        }
+        if field.len() > MAX_INSTANCE {
+            return Err(bad(format!("an instance of {} bytes, more than {MAX_INSTANCE}", field.len())));
+        }
+        let entry = EntryProto::decode(field).map_err(|error| bad(error.to_string()))?;
+        let (id, instance) = instance_of(entry)?;
+        desc.instances.insert(id.into(), instance);
+        if desc.instances.len() > MAX_INSTANCES {
+            return Err(bad(format!("more than {MAX_INSTANCES} instances")));
+        }
+    }
+    Ok(desc)
+}
+
+fn instance_of(entry: EntryProto) -> Result<(String, Instance), CodecError> {
+    let EntryProto { key: id, value } = entry;
+    let proto = value.unwrap_or_default();
+    if id.is_empty() {
+        return Err(bad("an instance without an id"));
+    }
+    // Old writers leave the copy of the id out. A different one would make two readers see two rings.
+    if !proto.id.is_empty() && proto.id != id {
+        return Err(bad(format!("instance {} calls itself {}", id.escape_default(), proto.id.escape_default())));
+    }
+    for (what, text) in [("id", &id), ("address", &proto.addr), ("zone", &proto.zone)] {
+        if text.len() > MAX_TEXT {
+            return Err(bad(format!("{what} of {} bytes, more than {MAX_TEXT}", text.len())));
+        }
+    }
+    if proto.tokens.len() > MAX_TOKENS || proto.versions.len() > MAX_VERSIONS {
+        return Err(bad(format!(
+            "{} tokens and {} versions, at most {MAX_TOKENS} and {MAX_VERSIONS} are allowed",
+            proto.tokens.len(),
+            proto.versions.len()
+        )));
+    }
+    let mut instance = Instance {
+        addr: proto.addr,
+        timestamp: proto.timestamp,
+        state: InstanceState::from_number(proto.state),
+        tokens: proto.tokens.into(),
+        zone: proto.zone,
+        registered_timestamp: proto.registered_timestamp,
+        read_only_updated_timestamp: proto.read_only_updated_timestamp,
+        read_only: proto.read_only,
+        versions: proto.versions,
+    };
+    instance.normalize();
+    Ok((id, instance))
+}
+
+fn varint(bytes: &mut &[u8]) -> Result<usize, CodecError> {
+    prost::decode_length_delimiter(bytes).map_err(|error| bad(error.to_string()))
+}
+
+fn take<'a>(bytes: &mut &'a [u8], length: usize) -> Result<&'a [u8], CodecError> {
+    let (field, rest) = bytes.split_at_checked(length).ok_or_else(|| bad("a field is cut short"))?;
+    *bytes = rest;
+    Ok(field)
+}
+
+#[cfg(test)]
+mod tests;

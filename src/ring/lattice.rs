@@ -1,0 +1,74 @@
+//! How copies of a ring join: entry by entry, the newer one wins whole.
+//!
+//! [`Instance::version_cmp`] is a total order, so the join is a maximum, and maxima are idempotent, commutative and
+//! associative: whatever order, repetition or grouping of updates a replica sees, it ends with the same ring. Nothing
+//! in here resolves tokens that are claimed twice; that is a reader's projection ([`super::tokens`]), because
+//! a join that edits token lists depends on the order of joins.
+
+use std::cmp::Ordering;
+use std::collections::btree_map::Entry;
+
+use super::desc::{Desc, Instance};
+use crate::clock::Now;
+use crate::kv::Mergeable;
+
+impl Mergeable for Desc {
+    fn join(&mut self, other: &Self, _now: Now) -> Option<Self> {
+        let mut change = Self::default();
+        for (id, theirs) in &other.instances {
+            let mut theirs = theirs.clone();
+            theirs.normalize();
+            match self.instances.entry(id.clone()) {
+                Entry::Vacant(free) => {
+                    free.insert(theirs.clone());
+                }
+                Entry::Occupied(mut ours) => {
+                    if theirs.version_cmp(ours.get()) != Ordering::Greater {
+                        continue;
+                    }
+                    ours.insert(theirs.clone());
+                }
+            }
+            change.instances.insert(id.clone(), theirs);
+        }
+        (!change.instances.is_empty()).then_some(change)
+    }
+
+    fn delta(&self, base: Option<&Self>, now: Now) -> Option<Self> {
+        let mut delta = Self::default();
+        let known = |id: &str| -> Option<&Instance> { base?.instances.get(id) };
+        for (id, instance) in &self.instances {
+            let mut instance = instance.clone();
+            instance.normalize();
+            // An entry older than the base's would not survive the join, so it is no difference.
+            if known(id).is_none_or(|old| instance.version_cmp(old) == Ordering::Greater) {
+                delta.instances.insert(id.clone(), instance);
+            }
+        }
+        for (id, old) in base.iter().flat_map(|base| base.live()) {
+            if !self.instances.contains_key(id) {
+                delta.instances.insert(id.clone(), old.tombstone(now.unix_secs()));
+            }
+        }
+        (!delta.instances.is_empty()).then_some(delta)
+    }
+
+    fn content(&self) -> Vec<String> {
+        self.instances.keys().map(ToString::to_string).collect()
+    }
+
+    fn remove_tombstones(&mut self, before_unix_secs: Option<i64>) -> usize {
+        let had = self.instances.len();
+        self.instances.retain(|_, instance| {
+            !instance.state.is_left() || before_unix_secs.is_some_and(|before| instance.timestamp >= before)
+        });
+        had - self.instances.len()
+    }
+
+    fn is_empty(&self) -> bool {
+        self.instances.is_empty()
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,329 @@
+#![allow(clippy::unwrap_used)]
+
+use std::collections::BTreeMap;
+use std::time::Instant;
+
+use futures_util::{FutureExt as _, StreamExt as _};
+use proptest::prelude::*;
+
+use super::client::{Pair, escape, parse_pairs};
+use super::mailbox::mailbox;
+use super::pace::RateLimit;
+use super::view::View;
+use super::watch::{Position, Progress};
+use super::*;
+use crate::kv::{CodecError, KeyChange, Mergeable};
+
+/// Counters by name, of which the larger one wins; they have no tombstones.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+struct Counts(BTreeMap<String, u64>);
+
+impl Mergeable for Counts {
+    fn join(&mut self, other: &Self, _: Now) -> Option<Self> {
+        let mut news = Self::default();
+        for (name, &count) in &other.0 {
+            if self.0.get(name).is_none_or(|&mine| mine < count) {
+                self.0.insert(name.clone(), count);
+                news.0.insert(name.clone(), count);
+            }
+        }
+        (!news.is_empty()).then_some(news)
+    }
+
+    fn delta(&self, base: Option<&Self>, now: Now) -> Option<Self> {
+        base.cloned().unwrap_or_default().join(self, now)
+    }
+
+    fn content(&self) -> Vec<String> {
+        self.0.keys().cloned().collect()
+    }
+
+    fn remove_tombstones(&mut self, _: Option<i64>) -> usize {
+        0
+    }
+
+    fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+}
+
+/// `name=count`, comma separated.
+struct CountsCodec;
+
+impl Codec for CountsCodec {
+    fn id(&self) -> &str {
+        "counts"
+    }
+
+    fn encode(&self, value: &Value) -> Result<Vec<u8>, CodecError> {
+        let counts = value.downcast_ref::<Counts>().ok_or_else(|| CodecError::new("counts", "not counts"))?;
+        Ok(counts.0.iter().map(|(name, count)| format!("{name}={count}")).collect::<Vec<_>>().join(",").into())
+    }
+
+    fn decode(&self, bytes: &[u8]) -> Result<Value, CodecError> {
+        let bad = || CodecError::new("counts", "not name=count");
+        let text = std::str::from_utf8(bytes).map_err(|_| bad())?;
+        let mut counts = Counts::default();
+        for pair in text.split(',') {
+            let (name, count) = pair.split_once('=').ok_or_else(bad)?;
+            counts.0.insert(name.to_owned(), count.parse().map_err(|_| bad())?);
+        }
+        Ok(Value::new(counts))
+    }
+
+    fn to_json(&self, _: &Value) -> Result<serde_json::Value, CodecError> {
+        Err(CodecError::new("counts", "no JSON"))
+    }
+}
+
+fn pair(key: &str, value: &str, modify_index: u64) -> Pair {
+    Pair { key: key.to_owned(), value: value.as_bytes().to_vec(), modify_index }
+}
+
+fn view(target: Target) -> View {
+    let codecs = Codecs::default();
+    codecs.register("", Arc::new(CountsCodec));
+    View::new(target, Arc::new(codecs), Duration::from_secs(60))
+}
+
+fn one_key() -> View {
+    view(Target::Key("key".into()))
+}
+
+/// The changes as text: `key name=count@version`, with `!` for those that are not fresh.
+fn shown(changes: Vec<KeyChange>) -> Vec<String> {
+    changes
+        .into_iter()
+        .map(|KeyChange { key, entry, fresh }| {
+            let entry = entry.map_or_else(
+                || "-".to_owned(),
+                |Entry { value, version }| {
+                    format!("{}@{version}", String::from_utf8(CountsCodec.encode(&value).unwrap()).unwrap())
+                },
+            );
+            format!("{}{key} {entry}", if fresh { "" } else { "!" })
+        })
+        .collect()
+}
+
+#[test]
+fn a_missing_key_is_shown_once_and_then_when_it_appears_or_goes() {
+    let (mut view, now) = (one_key(), Now::read());
+    assert_eq!(shown(view.found(vec![], false, now)), ["key -"]);
+    assert!(view.found(vec![], false, now).is_empty());
+    assert_eq!(shown(view.found(vec![pair("key", "a=1", 7)], false, now)), ["key a=1@7"]);
+    assert!(view.found(vec![pair("key", "a=1", 7)], false, now).is_empty());
+    assert_eq!(shown(view.found(vec![], false, now)), ["key -"]);
+    assert_eq!(shown(view.found(vec![pair("key", "a=1", 9)], false, now)), ["key a=1@9"]);
+}
+
+#[test]
+fn an_outage_shows_what_is_known_and_its_end_shows_it_again() {
+    let (mut view, now) = (one_key(), Now::read());
+    assert_eq!(shown(view.out_of_reach()), ["!key -"]);
+    assert_eq!(shown(view.found(vec![pair("key", "a=1", 7)], true, now)), ["key a=1@7"]);
+    assert_eq!(shown(view.out_of_reach()), ["!key a=1@7"]);
+    assert_eq!(shown(view.found(vec![pair("key", "a=1", 7)], true, now)), ["key a=1@7"]);
+}
+
+#[test]
+fn a_newer_value_of_a_linear_history_is_shown_as_it_is() {
+    let (mut view, now) = (one_key(), Now::read());
+    view.found(vec![pair("key", "a=5,b=5", 7)], false, now);
+    // Somebody removed b: absence in a newer version is a removal.
+    assert_eq!(shown(view.found(vec![pair("key", "a=5", 8)], false, now)), ["key a=5@8"]);
+}
+
+#[test]
+fn after_the_index_went_back_nothing_older_is_shown_until_the_store_has_caught_up() {
+    let (mut view, now) = (one_key(), Now::read());
+    view.found(vec![pair("key", "a=5,b=5", 100)], false, now);
+    view.index_went_back(now);
+    assert_eq!(shown(view.found(vec![pair("key", "a=2", 40)], false, now)), ["key a=5,b=5@101"]);
+    // The next write is built on the old value, but the index grows.
+    assert_eq!(shown(view.found(vec![pair("key", "a=2,c=1", 41)], false, now)), ["key a=5,b=5,c=1@102"]);
+    assert_eq!(shown(view.found(vec![pair("key", "a=6,b=6,c=1", 42)], false, now)), ["key a=6,b=6,c=1@103"]);
+    // It has caught up: from now on removals show again.
+    assert_eq!(shown(view.found(vec![pair("key", "a=6,c=1", 43)], false, now)), ["key a=6,c=1@104"]);
+}
+
+#[test]
+fn a_store_that_lost_a_key_takes_it_from_its_reader_only_after_the_left_timeout() {
+    let (mut view, now) = (one_key(), Now::read());
+    view.found(vec![pair("key", "a=5", 100)], false, now);
+    view.index_went_back(now);
+    assert!(view.found(vec![], false, now + Duration::from_secs(59)).is_empty());
+    assert_eq!(shown(view.found(vec![], true, now + Duration::from_secs(59))), ["key a=5@100"]);
+    assert_eq!(shown(view.found(vec![], false, now + Duration::from_secs(60))), ["key -"]);
+}
+
+#[test]
+fn a_key_that_was_there_after_the_index_went_back_can_be_deleted() {
+    let (mut view, now) = (one_key(), Now::read());
+    view.found(vec![pair("key", "a=5", 100)], false, now);
+    view.index_went_back(now);
+    view.found(vec![pair("key", "a=2", 40)], false, now);
+    assert_eq!(shown(view.found(vec![], false, now)), ["key -"]);
+}
+
+#[test]
+fn a_value_that_does_not_decode_is_passed_over() {
+    let (mut view, now) = (one_key(), Now::read());
+    assert!(view.found(vec![pair("key", "?", 5)], false, now).is_empty());
+    assert!(view.found(vec![pair("key", "?", 5)], false, now).is_empty());
+    assert_eq!(shown(view.found(vec![pair("key", "a=1", 6)], false, now)), ["key a=1@6"]);
+    assert!(view.found(vec![pair("key", "?", 7)], false, now).is_empty());
+    assert_eq!(shown(view.found(vec![pair("key", "?", 7)], true, now)), ["key a=1@6"]);
+    assert_eq!(shown(view.found(vec![], false, now)), ["key -"]);
+}
+
+#[test]
+fn a_prefix_shows_its_keys_and_forgets_those_that_went() {
+    let (mut view, now) = (view(Target::Prefix("k".into())), Now::read());
+    assert!(view.found(vec![], false, now).is_empty());
+    assert_eq!(shown(view.out_of_reach()), ["!k -"]);
+    assert_eq!(shown(view.found(vec![], true, now)), ["k -"]);
+    let both = || vec![pair("ka", "a=1", 5), pair("kb", "b=1", 6)];
+    assert_eq!(shown(view.found(both(), false, now)), ["ka a=1@5", "kb b=1@6"]);
+    assert_eq!(shown(view.out_of_reach()), ["!ka a=1@5", "!kb b=1@6"]);
+    assert_eq!(shown(view.found(vec![pair("kb", "b=1", 6)], false, now)), ["ka -"]);
+    assert!(view.found(vec![pair("kb", "b=1", 6)], false, now).is_empty());
+    assert_eq!(shown(view.found(both(), false, now)), ["ka a=1@5"]);
+}
+
+#[test]
+fn the_position_follows_the_index_and_asks_the_leader_before_it_goes_back() {
+    let mut position = Position::default();
+    assert_eq!(position.wait_for(), None);
+    for nothing in [None, Some(0)] {
+        let mut position = Position::default();
+        assert_eq!(position.answered(nothing), Progress::Forward);
+        assert_eq!(position.wait_for(), Some(1), "waiting for 0 would not wait");
+    }
+    assert_eq!(position.answered(Some(10)), Progress::Forward);
+    assert_eq!(position.wait_for(), Some(10));
+    assert_eq!(position.answered(Some(10)), Progress::Same);
+
+    assert_eq!(position.answered(Some(4)), Progress::Behind);
+    assert!(position.asks_leader() && position.wait_for().is_none());
+    position.failed();
+    assert!(position.asks_leader(), "a failure is no answer of the leader");
+    assert_eq!(position.answered(Some(12)), Progress::Forward);
+    assert!(!position.asks_leader());
+
+    position.failed();
+    assert_eq!(position.wait_for(), None);
+    assert_eq!(position.answered(None), Progress::Behind);
+    assert_eq!(position.answered(Some(3)), Progress::Back);
+    assert_eq!(position.wait_for(), Some(3));
+    assert!(!position.asks_leader());
+    assert_eq!(position.answered(Some(u64::MAX)), Progress::Forward);
+}
+
+#[test]
+fn the_rate_limit_lets_a_burst_through_and_then_the_rate() {
+    let start = Instant::now();
+    let mut limit = RateLimit::new(2.0, 3, start).unwrap();
+    let waits: Vec<_> = (0..5).map(|_| limit.take(start)).collect();
+    let half = Duration::from_millis(500);
+    assert_eq!(waits, [Duration::ZERO, Duration::ZERO, Duration::ZERO, half, half * 2]);
+    assert_eq!(limit.take(start + Duration::from_secs(3600)), Duration::ZERO);
+    assert!(RateLimit::new(0.0, 3, start).is_none());
+    assert!(RateLimit::new(f64::NAN, 3, start).is_none());
+    let mut one = RateLimit::new(1.0, 0, start).unwrap();
+    assert_eq!((one.take(start), one.take(start)), (Duration::ZERO, Duration::from_secs(1)));
+}
+
+#[test]
+fn pauses_grow_to_their_bound_and_are_random() {
+    let longest = Duration::from_secs(1);
+    let mut backoff = Backoff::new(Duration::from_millis(100), longest);
+    let mut delays: Vec<_> = (0..50).map(|_| backoff.next_delay()).collect();
+    assert!(delays[0] <= Duration::from_millis(100) && delays[1] <= Duration::from_millis(200));
+    assert!(delays.iter().all(|delay| *delay <= longest));
+    delays.dedup();
+    assert!(delays.len() > 40);
+    backoff.reset();
+    assert!(backoff.next_delay() <= Duration::from_millis(100));
+    assert_eq!(Backoff::new(longest, Duration::ZERO).next_delay(), Duration::ZERO);
+}
+
+#[test]
+fn a_slow_reader_gets_the_latest_of_each_key_and_then_the_end() {
+    let (sender, mut receiver) = mailbox();
+    let change = |key: &str, fresh| KeyChange { key: key.into(), entry: None, fresh };
+    assert!(receiver.next().now_or_never().is_none());
+    sender.send(change("a", false));
+    sender.send(change("b", true));
+    sender.send(change("a", true));
+    drop(sender);
+    let rest: Vec<_> = receiver.collect::<Vec<_>>().now_or_never().unwrap();
+    assert_eq!(shown(rest), ["a -", "b -"]);
+}
+
+#[test]
+fn answers_are_believed_only_if_they_fit_the_question() {
+    let key = Target::Key("key".into());
+    let read = |body: &str| parse_pairs(body.as_bytes(), &key);
+    let good =
+        r#"[{"LockIndex":0,"Key":"key","Flags":18446744073709551615,"Value":"YT0x","CreateIndex":1,"ModifyIndex":9}]"#;
+    assert_eq!(read(good).unwrap(), [pair("key", "a=1", 9)]);
+    let empty = r#"[{"Key":"key","Value":null,"ModifyIndex":9}]"#;
+    assert_eq!(read(empty).unwrap(), [pair("key", "", 9)]);
+    for bad in [
+        "null",
+        "[]",
+        "{}",
+        "true",
+        r#"[{"Key":"kez","Value":"YT0x","ModifyIndex":9}]"#,
+        r#"[{"Key":"key","Value":"YT0","ModifyIndex":9}]"#,
+        r#"[{"Key":"key","Value":"YT0x","ModifyIndex":0}]"#,
+        r#"[{"Key":"key","Value":"YT0x","ModifyIndex":-1}]"#,
+        r#"[{"Key":"key","Value":"YT0x"}]"#,
+        r#"[{"Key":"key","ModifyIndex":9},{"Key":"key","ModifyIndex":9}]"#,
+    ] {
+        assert!(matches!(read(bad), Err(StoreError::Unavailable { .. })), "{bad}");
+    }
+    let deep = "[".repeat(100_000);
+    assert!(read(&deep).is_err());
+    let prefix = Target::Prefix("key".into());
+    let two = r#"[{"Key":"key1","Value":"YT0x","ModifyIndex":9},{"Key":"key2","Value":"","ModifyIndex":9}]"#;
+    assert_eq!(parse_pairs(two.as_bytes(), &prefix).unwrap().len(), 2);
+    assert!(parse_pairs(br#"[{"Key":"other","Value":"","ModifyIndex":9}]"#, &prefix).is_err());
+}
+
+proptest! {
+    #[test]
+    fn no_answer_makes_the_parser_panic(body in any::<Vec<u8>>(), text in r#"[\[\]{}":,a-zA-Z0-9=]{0,80}"#) {
+        for body in [&body[..], text.as_bytes()] {
+            let _ = parse_pairs(body, &Target::Key("key".into()));
+            let _ = parse_pairs(body, &Target::Prefix("".into()));
+        }
+    }
+
+    #[test]
+    fn an_escaped_key_has_no_character_with_a_meaning_and_unescapes_to_itself(key in any::<String>()) {
+        let escaped = escape(&key);
+        prop_assert!(escaped.bytes().all(|b| b.is_ascii_alphanumeric() || b"-_.~/%".contains(&b)));
+        let mut bytes = Vec::new();
+        let mut rest = escaped.as_bytes();
+        while let [first, tail @ ..] = rest {
+            rest = tail;
+            if *first == b'%' {
+                let (hex, tail) = rest.split_at(2);
+                bytes.push(u8::from_str_radix(std::str::from_utf8(hex).unwrap(), 16).unwrap());
+                rest = tail;
+            } else {
+                bytes.push(*first);
+            }
+        }
+        prop_assert_eq!(bytes, key.as_bytes());
+    }
+}
+
+#[test]
+fn the_configuration_does_not_show_the_token() {
+    let config = ConsulConfig { acl_token: "d0c5f6ab".to_owned(), ..ConsulConfig::default() };
+    let text = format!("{config:?}");
+    assert!(text.contains("acl_token: \"set\"") && !text.contains("d0c5f6ab"), "{text}");
+}

@@ -1,0 +1,9 @@
+//! The core against a virtual network, against single messages, and against random bytes.
+#![allow(clippy::unwrap_used)]
+
+mod broadcasts;
+mod cluster;
+mod harness;
+mod probes;
+mod properties;
+mod rules;

@@ -1,0 +1,62 @@
+//! Everything that happens later, in the order in which it is due.
+//!
+//! A timer that is no longer wanted stays in the list; what it refers to is gone or has moved, and whoever handles it
+//! looks before acting. That keeps cancelling free and the next deadline one look away.
+
+use std::collections::BTreeMap;
+use std::time::Instant;
+
+use super::ExchangeId;
+use crate::wire::message::NodeName;
+
+/// What falls due.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Timer {
+    /// Start the next probe.
+    Probe,
+    /// The pinged member had its time: ask others, and try a stream.
+    ProbeTimeout(u32),
+    /// The probe is over.
+    ProbeEnd(u32),
+    /// Tell the member that asked us to ping another one that it does not answer.
+    RelayNack(u32),
+    /// Stop waiting for the answer to a relayed ping.
+    RelayEnd(u32),
+    /// Send gossip.
+    Gossip,
+    /// Exchange the full state with someone.
+    PushPull,
+    /// Look for seeds and failed members that we are not connected to.
+    Rejoin,
+    /// A suspect may have run out of time.
+    Suspicion(NodeName),
+    /// A stream's answer, or the user state for one, never came.
+    Exchange(ExchangeId),
+    /// The leave message has had its time.
+    Leave,
+}
+
+/// Timers ordered by due time, and by age when due together.
+#[derive(Debug, Default)]
+pub(super) struct Timers {
+    due: BTreeMap<(Instant, u64), Timer>,
+    next_id: u64,
+}
+
+impl Timers {
+    pub(super) fn schedule(&mut self, at: Instant, timer: Timer) {
+        self.due.insert((at, self.next_id), timer);
+        self.next_id += 1;
+    }
+
+    /// Takes the oldest timer that is due, with the time at which it was due.
+    pub(super) fn pop_due(&mut self, now: Instant) -> Option<(Instant, Timer)> {
+        let entry = self.due.first_entry()?;
+        let at = entry.key().0;
+        (at <= now).then(|| (at, entry.remove()))
+    }
+
+    pub(super) fn next(&self) -> Option<Instant> {
+        self.due.keys().next().map(|(at, _)| *at)
+    }
+}

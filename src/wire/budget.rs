@@ -1,0 +1,48 @@
+//! What one packet, or one stream, may cost.
+//!
+//! Every layer takes from the same [`Budget`], so that no combination of layers multiplies what each of them allows
+//! alone. Bytes are charged when a decoder *makes* bytes (a copied name, and decompressed data); a slice of what
+//! arrived is free. Items are charged for each msgpack value and each part of a compound.
+
+use super::error::WireError;
+
+/// Most levels of nested msgpack containers. The protocol itself needs two.
+pub(super) const MAX_DEPTH: usize = 8;
+
+const PACKET_BYTES: usize = 512 << 10;
+/// 255 parts of the largest message are about 4 000 values.
+const PACKET_ITEMS: usize = 1 << 14;
+const STREAM_BYTES: usize = 64 << 20;
+/// 65 536 members are about a million values, and a stream looks at each twice: to find its end, then to read it.
+const STREAM_ITEMS: usize = 1 << 22;
+
+/// What may still be spent.
+#[derive(Debug)]
+pub(super) struct Budget {
+    bytes: usize,
+    items: usize,
+}
+
+impl Budget {
+    /// For one packet.
+    pub(super) fn packet() -> Self {
+        Self { bytes: PACKET_BYTES, items: PACKET_ITEMS }
+    }
+
+    /// For one direction of one stream.
+    pub(super) fn stream() -> Self {
+        Self { bytes: STREAM_BYTES, items: STREAM_ITEMS }
+    }
+
+    /// Pays for `len` bytes that are about to be made.
+    pub(super) fn bytes(&mut self, len: usize) -> Result<(), WireError> {
+        self.bytes = self.bytes.checked_sub(len).ok_or(WireError::OverBudget { what: "bytes" })?;
+        Ok(())
+    }
+
+    /// Pays for one value.
+    pub(super) fn item(&mut self) -> Result<(), WireError> {
+        self.items = self.items.checked_sub(1).ok_or(WireError::OverBudget { what: "items" })?;
+        Ok(())
+    }
+}

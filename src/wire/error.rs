@@ -1,0 +1,133 @@
+//! Why bytes from the network were refused.
+
+use super::label::Label;
+
+/// A layer that Annulus knows and cannot read yet.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Layer {
+    /// Type 9: the rest is compressed.
+    Compression,
+    /// Type 10 of a stream: the rest is encrypted.
+    Encryption,
+}
+
+/// Why bytes were refused.
+///
+/// A refusal changes no state: the packet, the part of a compound, or the stream is dropped, and the caller counts it
+/// by [`reason`](Self::reason). On a stream any error is final, and the connection should be closed.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum WireError {
+    /// A packet, or a part of a compound, without a single byte.
+    #[error("nothing there")]
+    Empty,
+    /// The bytes end before the message does.
+    #[error("cut short")]
+    Truncated,
+    /// The bodies of a compound end early: so many parts are lost; those before them were kept.
+    #[error("compound cut short, {lost} parts lost")]
+    CompoundTruncated {
+        /// How many parts could not be read.
+        lost: usize,
+    },
+    /// A type byte that nobody defined.
+    #[error("unknown message type {0}")]
+    UnknownType(u8),
+    /// A known type where it may not stand: a layer twice or out of order, a compound in a compound, or a message of
+    /// streams in a packet (or the reverse). No peer sends these; nested layers are how decoders are made to explode.
+    #[error("message type {0} may not stand here")]
+    Misplaced(u8),
+    /// A layer that this version cannot read: the peers are configured for it and this node is not.
+    #[error("{0:?} is not supported")]
+    Unsupported(Layer),
+    /// A label header of length zero.
+    #[error("label header without a label")]
+    EmptyLabel,
+    /// Another cluster's label, or none where one is required, or one where none is configured.
+    #[error("label {got} is not accepted")]
+    WrongLabel {
+        /// The label that arrived; [`Label::NONE`] when there was none.
+        got: Label,
+    },
+    /// The checksum does not match: damaged on the way, or not a CRC layer at all.
+    #[error("checksum is {found:08x}, the header says {expected:08x}")]
+    CrcMismatch {
+        /// What the header says.
+        expected: u32,
+        /// What the bytes give.
+        found: u32,
+    },
+    /// A field, a key or a message body of a msgpack type that it cannot have.
+    #[error("{field}: wrong msgpack type")]
+    WrongType {
+        /// The field, by its name on the wire.
+        field: &'static str,
+    },
+    /// A number that is negative or too large for its field.
+    #[error("{field}: number out of range")]
+    OutOfRange {
+        /// The field, by its name on the wire.
+        field: &'static str,
+    },
+    /// Longer than this decoder accepts.
+    #[error("{field}: {len} is more than {max}")]
+    TooLong {
+        /// The field, by its name on the wire, or the thing that is too long.
+        field: &'static str,
+        /// What was announced, in bytes or items.
+        len: u64,
+        /// What is accepted.
+        max: u64,
+    },
+    /// A name or an error text that is not UTF-8. Go would take it; Annulus prints and compares names as text.
+    #[error("{field}: not UTF-8")]
+    NotUtf8 {
+        /// The field, by its name on the wire.
+        field: &'static str,
+    },
+    /// An address that has neither 0 nor 4 nor 16 bytes.
+    #[error("{field}: an address of {len} bytes")]
+    BadAddress {
+        /// The field, by its name on the wire.
+        field: &'static str,
+        /// Its length.
+        len: usize,
+    },
+    /// More nested than the eight levels that are accepted.
+    #[error("nested too deep")]
+    TooDeep,
+    /// The bytes ask for more work or memory than one packet or stream may cost.
+    #[error("more {what} than one packet or stream may cost")]
+    OverBudget {
+        /// `bytes` or `items`.
+        what: &'static str,
+    },
+}
+
+impl WireError {
+    /// A short, stable name for metrics and logs. It carries nothing that came from the network.
+    #[must_use]
+    pub fn reason(&self) -> &'static str {
+        match self {
+            Self::Empty => "empty",
+            Self::Truncated => "truncated",
+            Self::CompoundTruncated { .. } => "compound_truncated",
+            Self::UnknownType(_) => "unknown_type",
+            Self::Misplaced(_) => "misplaced_type",
+            Self::Unsupported(Layer::Compression) => "compression_unsupported",
+            Self::Unsupported(Layer::Encryption) => "encryption_unsupported",
+            Self::EmptyLabel => "label_empty",
+            Self::WrongLabel { got } if got.is_empty() => "label_missing",
+            Self::WrongLabel { .. } => "label_mismatch",
+            Self::CrcMismatch { .. } => "crc_mismatch",
+            Self::WrongType { .. } => "wrong_type",
+            Self::OutOfRange { .. } => "out_of_range",
+            Self::TooLong { .. } => "too_long",
+            Self::NotUtf8 { .. } => "not_utf8",
+            Self::BadAddress { .. } => "bad_address",
+            Self::TooDeep => "too_deep",
+            Self::OverBudget { .. } => "over_budget",
+        }
+    }
+}

@@ -1,0 +1,195 @@
+//! Packets: what one UDP datagram, or one packet over another transport, carries.
+//!
+//! The layers, outermost first, are label, encryption, checksum, compression, compound, message. A decoder accepts each
+//! at most once and only in this order, which is the order in which every Go sender writes them.
+
+use bytes::Bytes;
+
+use super::body;
+use super::budget::Budget;
+use super::compound::{self, COMPOUND_MAX_PART, COMPOUND_MAX_PARTS};
+use super::crc::{self, CRC_HEADER};
+use super::error::{Layer, WireError};
+use super::kind;
+use super::label::{self, Label};
+use super::message::Message;
+use super::msgpack::Writer;
+
+/// How packets and streams are labelled.
+///
+/// The default is no label, and to refuse whatever carries one.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PacketOptions {
+    /// The label that this node sends, and accepts.
+    pub label: Label,
+    /// Whether a packet with another label, or without the label, is refused. `false` accepts anything, as the Grafana
+    /// fork of memberlist does when told to skip the check; meant for the time in which a cluster moves to a label.
+    pub verify_label: bool,
+    /// Labels that are accepted besides [`label`](Self::label): the narrow way to move from one label to another.
+    /// [`Label::NONE`] in this list accepts packets without a label.
+    pub accepted_labels: Vec<Label>,
+}
+
+impl Default for PacketOptions {
+    fn default() -> Self {
+        Self { label: Label::NONE, verify_label: true, accepted_labels: Vec::new() }
+    }
+}
+
+impl PacketOptions {
+    /// Whether a packet or an accepted stream with this label is for us.
+    #[must_use]
+    pub fn accepts(&self, label: &Label) -> bool {
+        !self.verify_label || *label == self.label || self.accepted_labels.contains(label)
+    }
+
+    /// Strips the label header and checks it: how many bytes it took, or `None` when it is not complete.
+    pub(super) fn check_label(&self, bytes: &[u8]) -> Result<Option<usize>, WireError> {
+        let Some((label, len)) = label::split(bytes)? else { return Ok(None) };
+        if !self.accepts(&label) {
+            return Err(WireError::WrongLabel { got: label });
+        }
+        Ok(Some(len))
+    }
+}
+
+/// What a packet said.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Packet {
+    /// The messages, in the order in which they were sent.
+    pub messages: Vec<Message>,
+    /// Why parts of a compound were refused: they do not spoil the others.
+    pub refused: Vec<WireError>,
+}
+
+/// Reads a packet.
+///
+/// ```
+/// use annulus::wire::{PacketOptions, decode_packet};
+/// use annulus::wire::message::{Message, Nack};
+///
+/// let packet = decode_packet(&b"\x0b\x81\xa5SeqNo\x2a"[..].into(), &PacketOptions::default())?;
+/// assert_eq!(packet.messages, [Message::Nack(Nack { seq_no: 42 })]);
+/// # Ok::<(), annulus::wire::WireError>(())
+/// ```
+///
+/// # Errors
+///
+/// Any [`WireError`] of a layer, or of the message when the packet is not a compound: the packet should be dropped and
+/// counted by [`WireError::reason`].
+pub fn decode_packet(bytes: &Bytes, options: &PacketOptions) -> Result<Packet, WireError> {
+    if bytes.is_empty() {
+        return Err(WireError::Empty);
+    }
+    let mut budget = Budget::packet();
+    let header = options.check_label(bytes)?.ok_or(WireError::Truncated)?;
+    // Encryption stands here. Without keys an encrypted packet cannot be told from a damaged ping (its version byte is
+    // the type of a ping or an indirect ping), and its body is refused as msgpack.
+    let bytes = crc::strip(bytes.slice(header..))?;
+    let kind = *bytes.first().ok_or(WireError::Empty)?;
+    match kind {
+        kind::COMPRESS => Err(WireError::Unsupported(Layer::Compression)),
+        kind::COMPOUND => decode_compound(bytes.slice(1..), &mut budget),
+        _ => Ok(Packet { messages: vec![decode_message(&bytes, &mut budget)?], refused: Vec::new() }),
+    }
+}
+
+fn decode_compound(bytes: Bytes, budget: &mut Budget) -> Result<Packet, WireError> {
+    let (parts, lost) = compound::split(bytes)?;
+    let mut packet = Packet { messages: Vec::with_capacity(parts.len()), refused: Vec::new() };
+    for part in parts {
+        match budget.item().and_then(|()| decode_message(&part, budget)) {
+            Ok(message) => packet.messages.push(message),
+            Err(error) => packet.refused.push(error),
+        }
+    }
+    if lost > 0 {
+        packet.refused.push(WireError::CompoundTruncated { lost });
+    }
+    Ok(packet)
+}
+
+fn decode_message(bytes: &Bytes, budget: &mut Budget) -> Result<Message, WireError> {
+    let (&kind, body) = bytes.split_first().ok_or(WireError::Empty)?;
+    Ok(match kind {
+        kind::PING => Message::Ping(body::read_ping(body, budget)?),
+        kind::INDIRECT_PING => Message::IndirectPing(body::read_indirect_ping(body, budget)?),
+        kind::ACK => Message::Ack(body::read_ack(body, budget)?),
+        kind::SUSPECT => Message::Suspect(body::read_suspect(body, budget)?),
+        kind::ALIVE => Message::Alive(body::read_alive(body, budget)?),
+        kind::DEAD => Message::Dead(body::read_dead(body, budget)?),
+        kind::USER => Message::User(bytes.slice(1..)),
+        kind::NACK => Message::Nack(body::read_nack(body, budget)?),
+        kind::PUSH_PULL | kind::COMPOUND | kind::COMPRESS | kind::ENCRYPT | kind::CRC | kind::ERROR | kind::LABEL => {
+            return Err(WireError::Misplaced(kind));
+        }
+        _ => return Err(WireError::UnknownType(kind)),
+    })
+}
+
+/// Writes a message: its type byte and its body, as the current Go memberlist writes it.
+///
+/// Limits are the caller's business: a meta of more than 512 bytes or a name of more than 255 is written, and refused by
+/// the decoder.
+#[must_use]
+pub fn encode_message(message: &Message) -> Bytes {
+    match message {
+        Message::Ping(ping) => body::write_ping(ping),
+        Message::IndirectPing(ping) => body::write_indirect_ping(ping),
+        Message::Ack(ack) => body::write_ack(ack),
+        Message::Suspect(suspect) => body::write_suspect(suspect),
+        Message::Alive(alive) => body::write_alive(alive),
+        Message::Dead(dead) => body::write_dead(dead),
+        Message::User(payload) => {
+            let mut writer = Writer::new(kind::USER);
+            writer.append(payload);
+            writer.into_bytes()
+        }
+        Message::Nack(nack) => body::write_nack(nack),
+    }
+    .into()
+}
+
+/// How many bytes the label, and the checksum if one is asked for, may add to a packet.
+///
+/// What remains of a datagram after this is for the message, or for [`COMPOUND_HEADER`](super::COMPOUND_HEADER) and
+/// [`COMPOUND_PART`](super::COMPOUND_PART) bytes more a part. The checksum is always counted: whether a packet gets one
+/// is decided later than what it carries. (Go does not count it, and its packets can be five bytes too long.)
+#[must_use]
+pub const fn packet_overhead(label: &Label) -> usize {
+    label.header_len() + CRC_HEADER
+}
+
+/// Writes encoded messages (see [`encode_message`]) as packets, with a checksum if `crc`, and with the label.
+///
+/// One message goes as it is, several as compounds of at most 255 parts; a message of more than 65 535 bytes, which a
+/// compound cannot hold, goes alone. What is in a packet is not limited otherwise: the caller knows its transport, and
+/// chooses parts that fit.
+#[must_use]
+pub fn encode_packets(parts: &[Bytes], options: &PacketOptions, crc: bool) -> Vec<Bytes> {
+    let (small, large): (Vec<Bytes>, Vec<Bytes>) =
+        parts.iter().cloned().partition(|part| part.len() <= COMPOUND_MAX_PART);
+    let compounds = small.chunks(COMPOUND_MAX_PARTS).map(|group| match group {
+        [single] => single.clone(),
+        _ => {
+            let mut out = Vec::with_capacity(compound::encoded_len(group));
+            compound::write(&mut out, group);
+            out.into()
+        }
+    });
+    compounds.chain(large).map(|packet| seal(packet, options, crc)).collect()
+}
+
+/// Adds the layers around the message or compound.
+fn seal(packet: Bytes, options: &PacketOptions, crc: bool) -> Bytes {
+    if options.label.is_empty() && !crc {
+        return packet;
+    }
+    let mut out = Vec::with_capacity(packet_overhead(&options.label) + packet.len());
+    options.label.write(&mut out);
+    if crc {
+        crc::write(&mut out, &packet);
+    }
+    out.extend_from_slice(&packet);
+    out.into()
+}

@@ -1,0 +1,310 @@
+//! Streams: one message each way over a connection.
+//!
+//! The layers, outermost first, are label (only what the dialer writes), encryption, compression, message. A stream has
+//! no checksum and no compounds. A [`StreamDecoder`] is fed bytes as they arrive, in pieces of any size, and looks at each
+//! of them once.
+
+use bytes::{Buf, Bytes, BytesMut};
+
+use super::body::{self, MAX_TEXT, PushPullHeader};
+use super::budget::Budget;
+use super::error::{Layer, WireError};
+use super::kind;
+use super::label::Label;
+use super::message::{PushPull, StreamMessage};
+use super::msgpack::{Scanner, Writer};
+use super::packet::PacketOptions;
+
+/// Most members in one push/pull. (memberlist: a million; its largest known cluster has some ten thousand.)
+pub const MAX_PUSH_NODES: usize = 65_536;
+/// Longest user state of a push/pull, in bytes, as in memberlist.
+pub const MAX_USER_STATE: usize = 20 << 20;
+/// Longest user message of a stream, in bytes, as in memberlist.
+pub const MAX_USER_MESSAGE: usize = 20 << 20;
+/// Most bytes of one direction of a stream.
+pub const MAX_STREAM: usize = 64 << 20;
+
+/// Longest msgpack object of a stream: the longest error text, and room for the rest of its message.
+const MAX_OBJECT: usize = MAX_TEXT + (2 << 10);
+
+/// Who opened the connection whose bytes are decoded.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum StreamSide {
+    /// The peer did: its bytes begin with its label, which is checked.
+    Accepted,
+    /// We did: the peer's answer carries no label.
+    Dialed,
+}
+
+/// What the decoder waits for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Phase {
+    Label,
+    Kind,
+    /// The msgpack object that follows this type byte.
+    Object(u8),
+    Nodes {
+        left: usize,
+        user_state_len: usize,
+    },
+    UserState(usize),
+    UserMessage(usize),
+    Done,
+}
+
+/// What an object was.
+enum Step {
+    /// All of the message.
+    Message(StreamMessage),
+    /// Its header; the rest is still to come.
+    Wait(Phase),
+}
+
+/// Decodes the one message that a peer sends on a stream, while it arrives.
+///
+/// ```
+/// use annulus::wire::message::StreamMessage;
+/// use annulus::wire::{PacketOptions, StreamDecoder, StreamSide};
+///
+/// let mut decoder = StreamDecoder::new(&PacketOptions::default(), StreamSide::Dialed);
+/// decoder.feed(b"\x0d\x81\xa5Err")?;
+/// assert_eq!(decoder.poll()?, None);
+/// decoder.feed(b"or\xa4boom")?;
+/// assert_eq!(decoder.poll()?, Some(StreamMessage::Error("boom".to_owned())));
+/// # Ok::<(), annulus::wire::WireError>(())
+/// ```
+#[derive(Debug)]
+pub struct StreamDecoder {
+    options: PacketOptions,
+    phase: Phase,
+    buffer: BytesMut,
+    received: usize,
+    scanner: Scanner,
+    budget: Budget,
+    push_pull: PushPull,
+    refused: Vec<WireError>,
+    failed: Option<WireError>,
+}
+
+impl StreamDecoder {
+    /// A decoder for the bytes that the peer sends on one connection.
+    #[must_use]
+    pub fn new(options: &PacketOptions, side: StreamSide) -> Self {
+        Self {
+            options: options.clone(),
+            phase: match side {
+                StreamSide::Accepted => Phase::Label,
+                StreamSide::Dialed => Phase::Kind,
+            },
+            buffer: BytesMut::new(),
+            received: 0,
+            scanner: Scanner::new(MAX_OBJECT, 0),
+            budget: Budget::stream(),
+            push_pull: PushPull::default(),
+            refused: Vec::new(),
+            failed: None,
+        }
+    }
+
+    /// Appends bytes that arrived. Bytes after the end of the message are ignored.
+    ///
+    /// # Errors
+    ///
+    /// [`WireError::TooLong`] above [`MAX_STREAM`] bytes, and whatever [`poll`](Self::poll) found before.
+    pub fn feed(&mut self, bytes: &[u8]) -> Result<(), WireError> {
+        if let Some(error) = &self.failed {
+            return Err(error.clone());
+        }
+        if self.phase == Phase::Done {
+            return Ok(());
+        }
+        self.received = self.received.saturating_add(bytes.len());
+        if self.received > MAX_STREAM {
+            let error = WireError::TooLong { field: "stream", len: self.received as u64, max: MAX_STREAM as u64 };
+            return Err(self.fail(error));
+        }
+        self.buffer.extend_from_slice(bytes);
+        Ok(())
+    }
+
+    /// Decodes as far as the bytes go: the message once it is complete, and `None` while it is not (and again after it
+    /// has been taken).
+    ///
+    /// # Errors
+    ///
+    /// The first [`WireError`], now and at every later call: nothing more can be read from this stream.
+    pub fn poll(&mut self) -> Result<Option<StreamMessage>, WireError> {
+        if let Some(error) = &self.failed {
+            return Err(error.clone());
+        }
+        match self.advance() {
+            Ok(Some(message)) => {
+                self.phase = Phase::Done;
+                self.buffer = BytesMut::new();
+                Ok(Some(message))
+            }
+            Ok(None) => Ok(None),
+            Err(error) => Err(self.fail(error)),
+        }
+    }
+
+    /// Why members of a push/pull were left out of the message. A member that another node accepted and we do not (a
+    /// name that is not UTF-8, a meta that is too long) does not spoil the exchange.
+    #[must_use]
+    pub fn refused(&self) -> &[WireError] {
+        &self.refused
+    }
+
+    /// Says that the peer closed its side.
+    ///
+    /// # Errors
+    ///
+    /// [`WireError::Truncated`] when the stream ended inside a message; a stream that ends before its first byte is no
+    /// error. Also whatever [`poll`](Self::poll) found before.
+    pub fn finish(self) -> Result<(), WireError> {
+        match self.failed {
+            Some(error) => Err(error),
+            None if self.phase == Phase::Done || self.received == 0 => Ok(()),
+            None => Err(WireError::Truncated),
+        }
+    }
+
+    fn fail(&mut self, error: WireError) -> WireError {
+        self.buffer = BytesMut::new();
+        self.push_pull = PushPull::default();
+        self.failed = Some(error.clone());
+        error
+    }
+
+    fn advance(&mut self) -> Result<Option<StreamMessage>, WireError> {
+        loop {
+            self.phase = match self.phase {
+                Phase::Label => {
+                    let Some(len) = self.options.check_label(&self.buffer)? else { return Ok(None) };
+                    self.buffer.advance(len);
+                    Phase::Kind
+                }
+                Phase::Kind => {
+                    let Some(&kind) = self.buffer.first() else { return Ok(None) };
+                    self.buffer.advance(1);
+                    check_kind(kind)?;
+                    Phase::Object(kind)
+                }
+                Phase::Object(kind) => {
+                    let Some(object) = self.object()? else { return Ok(None) };
+                    match self.header(kind, &object)? {
+                        Step::Message(message) => return Ok(Some(message)),
+                        Step::Wait(next) => next,
+                    }
+                }
+                Phase::Nodes { left: 0, user_state_len } => Phase::UserState(user_state_len),
+                Phase::Nodes { left, user_state_len } => {
+                    let Some(object) = self.object()? else { return Ok(None) };
+                    match body::read_push_node(&object, &mut self.budget) {
+                        Ok(node) => self.push_pull.nodes.push(node),
+                        Err(error @ WireError::OverBudget { .. }) => return Err(error),
+                        Err(error) => self.refused.push(error),
+                    }
+                    Phase::Nodes { left: left - 1, user_state_len }
+                }
+                Phase::UserState(len) => {
+                    let Some(user_state) = self.take(len) else { return Ok(None) };
+                    let push_pull = PushPull { user_state, ..std::mem::take(&mut self.push_pull) };
+                    return Ok(Some(StreamMessage::PushPull(push_pull)));
+                }
+                Phase::UserMessage(len) => return Ok(self.take(len).map(StreamMessage::User)),
+                Phase::Done => return Ok(None),
+            };
+        }
+    }
+
+    /// Reads the object that follows the type byte.
+    fn header(&mut self, kind: u8, object: &[u8]) -> Result<Step, WireError> {
+        let budget = &mut self.budget;
+        Ok(Step::Message(match kind {
+            kind::PING => StreamMessage::Ping(body::read_ping(object, budget)?),
+            kind::ACK => StreamMessage::Ack(body::read_ack(object, budget)?),
+            kind::ERROR => StreamMessage::Error(body::read_error(object, budget)?),
+            kind::USER => {
+                let len = body::read_user_header(object, budget, MAX_USER_MESSAGE)?;
+                return Ok(Step::Wait(Phase::UserMessage(len)));
+            }
+            kind::PUSH_PULL => {
+                let header = body::read_push_pull_header(object, budget, MAX_PUSH_NODES, MAX_USER_STATE)?;
+                self.push_pull.join = header.join;
+                return Ok(Step::Wait(Phase::Nodes { left: header.nodes, user_state_len: header.user_state_len }));
+            }
+            _ => return Err(WireError::UnknownType(kind)),
+        }))
+    }
+
+    /// Takes the next msgpack object, once it is complete.
+    fn object(&mut self) -> Result<Option<Bytes>, WireError> {
+        let Some(len) = self.scanner.scan(&self.buffer, &mut self.budget)? else { return Ok(None) };
+        self.scanner = Scanner::new(MAX_OBJECT, 0);
+        Ok(self.take(len))
+    }
+
+    /// Takes so many bytes, once they are there.
+    fn take(&mut self, len: usize) -> Option<Bytes> {
+        (len <= self.buffer.len()).then(|| self.buffer.split_to(len).freeze())
+    }
+}
+
+/// Whether a stream may carry this type of message, and this version reads it.
+fn check_kind(kind: u8) -> Result<(), WireError> {
+    match kind {
+        kind::PING | kind::ACK | kind::PUSH_PULL | kind::USER | kind::ERROR => Ok(()),
+        // Both layers stand here: encryption outside, compression inside it.
+        kind::ENCRYPT => Err(WireError::Unsupported(Layer::Encryption)),
+        kind::COMPRESS => Err(WireError::Unsupported(Layer::Compression)),
+        kind::INDIRECT_PING
+        | kind::SUSPECT
+        | kind::ALIVE
+        | kind::DEAD
+        | kind::COMPOUND
+        | kind::NACK
+        | kind::CRC
+        | kind::LABEL => Err(WireError::Misplaced(kind)),
+        _ => Err(WireError::UnknownType(kind)),
+    }
+}
+
+/// Writes a message for a stream, as the current Go memberlist writes it.
+///
+/// The dialer passes its label, whose header comes first; whoever answers passes `None`. Limits are the caller's
+/// business: more than [`MAX_PUSH_NODES`] members or [`MAX_USER_STATE`] bytes are written, and refused by the decoder.
+#[must_use]
+pub fn encode_stream(message: &StreamMessage, label: Option<&Label>) -> Bytes {
+    let mut out = Vec::new();
+    if let Some(label) = label {
+        label.write(&mut out);
+    }
+    match message {
+        StreamMessage::Ping(ping) => out.extend(body::write_ping(ping)),
+        StreamMessage::Ack(ack) => out.extend(body::write_ack(ack)),
+        StreamMessage::Error(text) => out.extend(body::write_error(text)),
+        StreamMessage::User(payload) => {
+            let mut writer = Writer::after(out, kind::USER);
+            body::write_user_header(&mut writer, payload.len());
+            writer.append(payload);
+            out = writer.into_bytes();
+        }
+        StreamMessage::PushPull(push_pull) => {
+            let PushPull { join, nodes, user_state } = push_pull;
+            let mut writer = Writer::after(out, kind::PUSH_PULL);
+            let header = PushPullHeader { join: *join, nodes: nodes.len(), user_state_len: user_state.len() };
+            body::write_push_pull_header(&mut writer, header);
+            for node in nodes {
+                body::write_push_node(&mut writer, node);
+            }
+            writer.append(user_state);
+            out = writer.into_bytes();
+        }
+    }
+    out.into()
+}
+
+#[cfg(test)]
+#[path = "stream_tests.rs"]
+mod tests;
