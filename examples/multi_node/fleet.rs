@@ -11,7 +11,7 @@ use anyhow::Context;
 use arc_swap::ArcSwapOption;
 
 use crate::Options;
-use crate::peer::{Agent, Peer, RING, agent_binary};
+use crate::peer::{Agent, KEYS, Peer, RING, agent_binary};
 
 /// Where the ring is kept at the beginning.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -94,6 +94,8 @@ impl Timings {
 
 /// One place in the fleet; the node in it changes when it is restarted.
 pub struct Slot {
+    /// Names this run of the demonstration.
+    pub run: String,
     pub id: String,
     pub zone: String,
     gossip_port: u16,
@@ -122,9 +124,11 @@ pub struct Fleet {
 impl Fleet {
     pub fn prepare(options: &Options) -> anyhow::Result<Self> {
         let directory = tempfile::Builder::new().prefix("annulus-demo-").tempdir()?;
+        let run = format!("annulus-demo-{}-{:x}", std::process::id(), started());
         let mut slots = Vec::new();
         for number in 1..=options.nodes {
             slots.push(Arc::new(Slot {
+                run: run.clone(),
                 id: format!("node-{number}"),
                 zone: format!("zone-{}", ["a", "b", "c"][usize::from(number - 1) % 3]),
                 gossip_port: free_port()?,
@@ -146,8 +150,7 @@ impl Fleet {
             memory: Memory::new(),
             processes: options.processes,
             binary: tokio::sync::OnceCell::new(),
-            // A shared Consul may hold the ring of an earlier run.
-            prefix: format!("annulus-demo-{}-{:x}/", std::process::id(), started()),
+            prefix: format!("{run}/"),
         })
     }
 
@@ -161,6 +164,17 @@ impl Fleet {
         let temporary = self.directory.path().join("runtime.yaml.new");
         std::fs::write(&temporary, text)?;
         std::fs::rename(&temporary, &self.runtime_file)?;
+        Ok(())
+    }
+
+    /// Removes from a real Consul what this run left there.
+    pub async fn clean_up(&self) -> anyhow::Result<()> {
+        let OldStore::Consul(host) = &self.old else { return Ok(()) };
+        let client = reqwest::Client::builder().timeout(Duration::from_secs(10)).no_proxy().build()?;
+        for prefix in [self.prefix.clone(), format!("{KEYS}{}", self.prefix)] {
+            let url = format!("http://{host}/v1/kv/{prefix}?recurse");
+            client.delete(url).send().await?.error_for_status()?;
+        }
         Ok(())
     }
 

@@ -74,9 +74,10 @@ fn main() -> ExitCode {
         }
     };
     let screen = Screen::new(options.output == Output::Json);
+    show_panics_briefly();
     let result = runtime.block_on(async {
         let fleet = Fleet::prepare(&options)?;
-        story::tell(fleet, &options, screen.clone()).await
+        story::tell(fleet, screen.clone()).await
     });
     match result {
         Ok(summary) => {
@@ -88,4 +89,16 @@ fn main() -> ExitCode {
             ExitCode::FAILURE
         }
     }
+}
+
+/// One of the acts is a panic: a line is enough for it. Panics elsewhere stay loud.
+fn show_panics_briefly() {
+    let loud = std::panic::take_hook();
+    std::panic::set_hook(Box::new(move |panic| {
+        let thread = std::thread::current();
+        match thread.name() {
+            Some(name) if name.starts_with("annulus-") => eprintln!("\n{name}: {panic}"),
+            _ => loud(panic),
+        }
+    }));
 }

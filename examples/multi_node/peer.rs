@@ -19,7 +19,7 @@ use serde_json::{Value, json};
 pub const RING: &str = "ingester";
 
 /// Where the workload writes.
-const KEYS: &str = "annulus/kv/";
+pub const KEYS: &str = annulus::JSON_PREFIX;
 
 pub enum Peer {
     Local(Node),

@@ -6,7 +6,6 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
 
-use crate::Options;
 use crate::fleet::{Fleet, Slot, Wiring};
 use crate::peer::{MigrationView, Peer};
 use crate::screen::{Screen, Summary};
@@ -15,7 +14,7 @@ use crate::workload::{Workload, sample_owners};
 /// Longest wait for any single condition.
 const PATIENCE: Duration = Duration::from_secs(60);
 
-pub async fn tell(fleet: Fleet, options: &Options, screen: Screen) -> anyhow::Result<Summary> {
+pub async fn tell(fleet: Fleet, screen: Screen) -> anyhow::Result<Summary> {
     let fleet = Arc::new(fleet);
     let mut summary = Summary { nodes: fleet.slots.len(), phase: "starting".to_owned(), ..Summary::default() };
 
@@ -96,14 +95,12 @@ pub async fn tell(fleet: Fleet, options: &Options, screen: Screen) -> anyhow::Re
     }
     summary.phase = "done".to_owned();
     screen.tell(&format!("{} writes were acknowledged, {} are missing", summary.cas, summary.lost_writes));
-    if options.processes {
-        screen.tell("the agents are told to leave");
-    }
     for slot in fleet.living() {
         if let Some(peer) = slot.peer.swap(None) {
             peer.kill().await;
         }
     }
+    fleet.clean_up().await?;
     Ok(summary)
 }
 

@@ -159,7 +159,8 @@ async fn write(slot: Arc<Slot>, counts: Arc<Counts>, acknowledged: Acknowledged,
         let _working = slot.working.read().await;
         let Some(peer) = slot.peer.load_full().filter(|_| slot.settled.load(Ordering::Acquire)) else { continue };
         number += 1;
-        let key = format!("writes-{:04}", started.elapsed().as_secs());
+        // A shared Consul may hold the writes of an earlier run: every run has keys of its own.
+        let key = format!("{}/writes-{:04}", slot.run, started.elapsed().as_secs());
         let entry = format!("{}-{number}", slot.id);
         match peer.write(&key, &entry, number).await {
             Ok(()) => {

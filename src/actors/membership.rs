@@ -53,14 +53,26 @@ pub(crate) struct MembershipParts {
     pub(crate) durable: Mutex<Option<Durable>>,
     /// Names of peers to join, as configured.
     pub(crate) join_members: Vec<String>,
-    /// Whether a node that joins nobody ends instead of beginning a cluster of its own.
-    pub(crate) abort_if_join_fails: bool,
-    /// How often they are resolved again.
-    pub(crate) resolve_every: Duration,
+    pub(crate) join: JoinPolicy,
     pub(crate) seeds: Mutex<Vec<SocketAddr>>,
     /// Whether the first attempt to join is over. Before that the store takes no writes: an instance that registered
     /// in an empty store would draw new tokens although the cluster still knows its old ones.
     pub(crate) joined: watch::Sender<Joined>,
+}
+
+/// How hard a node tries to join.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct JoinPolicy {
+    /// Attempts after the quick ones at the start; 0 is without end.
+    pub(crate) max_retries: u32,
+    /// First pause between them.
+    pub(crate) min_backoff: Duration,
+    /// Longest pause between them.
+    pub(crate) max_backoff: Duration,
+    /// Whether a node that joins nobody ends instead of beginning a cluster of its own.
+    pub(crate) abort: bool,
+    /// How often the names of the seeds are resolved again.
+    pub(crate) resolve_every: Duration,
 }
 
 /// How the first attempt to join stands.
@@ -273,56 +285,74 @@ impl Actor for Membership {
     }
 }
 
-/// Attempts to join before this node goes on alone (its seeds are tried again for ever, in the background). Several,
-/// so that instances that start together find each other before they register.
-const FIRST_ATTEMPTS: u32 = 4;
-const FIRST_RETRY: Duration = Duration::from_millis(250);
+/// Quick attempts to join before writes are let through (the slower ones follow, and seeds are tried again for ever in
+/// the background). Several, so that instances that start together find each other before they register.
+const QUICK_ATTEMPTS: u32 = 4;
+const QUICK_RETRY: Duration = Duration::from_millis(250);
 
 /// Joins, then resolves the names of the seeds again and again: behind a name there are other addresses tomorrow.
 async fn follow_seeds(parts: Arc<MembershipParts>, membership: Addr<Membership>) {
-    if *parts.joined.borrow() == Joined::Trying {
-        let outcome = first_join(&parts, &membership).await;
-        parts.joined.send_replace(outcome);
+    if parts.join_members.is_empty() {
+        parts.joined.send_replace(Joined::Done);
+        return;
     }
-    let mut retry = FIRST_RETRY;
-    while !parts.join_members.is_empty() {
-        let regular = parts.resolve_every.max(Duration::from_secs(1));
+    if *parts.joined.borrow() == Joined::Trying {
+        first_join(&parts, &membership).await;
+    }
+    let mut retry = QUICK_RETRY;
+    loop {
+        let regular = parts.join.resolve_every.max(Duration::from_secs(1));
         let complete = resolve_seeds(&parts, &membership).await.1.is_empty();
-        let wait = if complete { regular } else { retry.min(regular) };
-        retry = if complete { FIRST_RETRY } else { retry * 2 };
-        tokio::time::sleep(wait).await;
+        tokio::time::sleep(if complete { regular } else { retry.min(regular) }).await;
+        retry = if complete { QUICK_RETRY } else { retry * 2 };
     }
 }
 
-async fn first_join(parts: &MembershipParts, membership: &Addr<Membership>) -> Joined {
-    let mut problems = Vec::new();
-    for attempt in 1..=FIRST_ATTEMPTS {
-        if parts.join_members.is_empty() {
-            return Joined::Done;
-        }
-        let (seeds, errors) = resolve_seeds(parts, membership).await;
-        problems = errors;
-        if let Ok(Ok(outcome)) = membership.send(Join(seeds)).await {
-            if outcome.joined > 0 {
-                tracing::info!(members = outcome.joined, "joined the cluster");
-                return Joined::Done;
+/// Tries to join: quickly at first, then with back-off, until a member answers or the attempts are used up.
+async fn first_join(parts: &MembershipParts, membership: &Addr<Membership>) {
+    let mut backoff = parts.join.min_backoff;
+    for attempt in 1_u32.. {
+        let problems = match try_join(parts, membership).await {
+            Ok(()) => {
+                parts.joined.send_replace(Joined::Done);
+                return;
             }
-            problems.extend(outcome.errors);
+            Err(problems) => problems.join("; "),
+        };
+        let slow_attempts = attempt.saturating_sub(QUICK_ATTEMPTS);
+        if slow_attempts > 0 && slow_attempts >= parts.join.max_retries && parts.join.max_retries > 0 {
+            if parts.join.abort {
+                parts.joined.send_replace(Joined::Aborted(problems));
+            } else {
+                tracing::warn!(%problems, "joined nobody; the seeds are tried again in the background");
+            }
+            return;
         }
-        // Only ourselves among the seeds, and no problem: we are the first.
-        if problems.is_empty() {
-            break;
+        if attempt == QUICK_ATTEMPTS && !parts.join.abort {
+            tracing::warn!(%problems, "joined nobody yet: this node begins a cluster of its own and goes on trying");
+            parts.joined.send_replace(Joined::Done);
         }
-        if attempt < FIRST_ATTEMPTS {
-            tokio::time::sleep(FIRST_RETRY).await;
+        if attempt < QUICK_ATTEMPTS {
+            tokio::time::sleep(QUICK_RETRY).await;
+        } else {
+            tokio::time::sleep(backoff).await;
+            backoff = (backoff * 2).min(parts.join.max_backoff);
         }
     }
-    let problems = problems.join("; ");
-    if parts.abort_if_join_fails {
-        return Joined::Aborted(problems);
+}
+
+/// One attempt. Succeeds when a member answered, or when there is nobody but ourselves among the seeds.
+async fn try_join(parts: &MembershipParts, membership: &Addr<Membership>) -> Result<(), Vec<String>> {
+    let (seeds, mut problems) = resolve_seeds(parts, membership).await;
+    match membership.send(Join(seeds)).await {
+        Ok(Ok(outcome)) if outcome.joined > 0 => {
+            tracing::info!(members = outcome.joined, "joined the cluster");
+            return Ok(());
+        }
+        Ok(Ok(outcome)) => problems.extend(outcome.errors),
+        Ok(Err(())) | Err(_) => problems.push("the membership actor died over the join".to_owned()),
     }
-    tracing::warn!(%problems, "joined nobody: this node begins a cluster of its own and goes on trying");
-    Joined::Done
+    if problems.is_empty() { Ok(()) } else { Err(problems) }
 }
 
 async fn resolve_seeds(parts: &MembershipParts, membership: &Addr<Membership>) -> (Vec<SocketAddr>, Vec<String>) {

@@ -181,7 +181,7 @@ impl Mirror {
 
     fn task(&mut self, id: TaskId, side: Side, task: Task, ctx: &mut Context<Self>) {
         let store = self.parts.side(side);
-        let (kind, patience) = (store.kind(), self.parts.config.mirror_timeout);
+        let (kind, patience) = (store.kind(), self.parts.config.patience());
         let work = async move {
             let io = async {
                 Ok(match task {

@@ -15,7 +15,7 @@ use super::events::EventHub;
 use super::gossip::{Gossip, GossipClient, GossipParts};
 use super::guard::{self, ChildStatus, RestartPolicy};
 use super::heartbeat::{Heartbeat, HeartbeatParts, OwnInstance, Shutdown};
-use super::membership::{Joined, Leave, Members, Membership, MembershipParts, QueuedBroadcasts};
+use super::membership::{JoinPolicy, Joined, Leave, Members, Membership, MembershipParts, QueuedBroadcasts};
 use super::message::{Drill, Fault};
 use super::mirror::{Drain, Mirror, MirrorParts};
 use super::multi::MultiStore;
@@ -426,9 +426,14 @@ fn start_gossip(
         gossip: OnceLock::new(),
         durable: Mutex::new(None),
         join_members: config.memberlist.join_members.clone(),
-        resolve_every: config.memberlist.rejoin_interval,
+        join: JoinPolicy {
+            max_retries: config.memberlist.max_join_retries,
+            min_backoff: config.memberlist.min_join_backoff,
+            max_backoff: config.memberlist.max_join_backoff,
+            abort: config.memberlist.abort_if_cluster_join_fails,
+            resolve_every: config.memberlist.rejoin_interval,
+        },
         seeds: Mutex::new(Vec::new()),
-        abort_if_join_fails: config.memberlist.abort_if_cluster_join_fails,
         joined: watch::Sender::new(Joined::Trying),
     });
     let transport = spawner.spawn("transport", TransportActor::new(transport_parts.clone()));

@@ -172,7 +172,7 @@ impl Default for MemberlistConfig {
             udp_buffer_size: None,
             stream_timeout: None,
             left_ingesters_timeout: Duration::from_secs(300),
-            obsolete_entries_timeout: Duration::from_secs(30),
+            obsolete_entries_timeout: Duration::from_secs(300),
             leave_timeout: Duration::from_secs(20),
             cidrs_allowed: Vec::new(),
             tls_enabled: false,

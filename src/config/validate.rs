@@ -91,18 +91,15 @@ fn memberlist(m: &MemberlistConfig, found: &mut Problems) {
         if !is_join_member(member) {
             found.add(
                 format!("memberlist.join_members[{index}]"),
-                format!("`{member}` is none of host:port, dns+host:port, dnssrv+name, dnssrvnoa+name"),
+                format!("`{member}` is neither host:port nor dns+host:port (SRV look-ups are not available in this version)"),
             );
         }
     }
-    for (index, cidr) in m.cidrs_allowed.iter().enumerate() {
-        if !is_cidr(cidr) {
-            found.add(
-                format!("memberlist.cidrs_allowed[{index}]"),
-                format!("`{cidr}` is not a network like 10.0.0.0/8"),
-            );
-        }
-    }
+    found.check(
+        m.cidrs_allowed.is_empty(),
+        "memberlist.cidrs_allowed",
+        "is not available in this version; leave it empty, and keep strangers out with cluster_label and a firewall",
+    );
     let label = "memberlist.cluster_label";
     found.check(
         m.cluster_label.len() <= MAX_NAME_BYTES,
@@ -230,18 +227,11 @@ fn ring(config: &Config, ring: &RingConfig, at: &dyn Fn(&str) -> String, found: 
             "needs node.zone, or this instance belongs to no zone",
         );
     }
-    if ring.join && ring.token_generation_strategy == TokenStrategy::SpreadMinimizing {
-        found.check(
-            config.node.id.ends_with(|c: char| c.is_ascii_digit()),
-            &at("token_generation_strategy"),
-            "spread-minimizing needs node.id to end in the number of the instance, such as ingester-1",
-        );
-        found.check(
-            ring.tokens_file_path.is_empty(),
-            &at("tokens_file_path"),
-            "must be empty with spread-minimizing, which computes the tokens",
-        );
-    }
+    found.check(
+        ring.token_generation_strategy == TokenStrategy::Random,
+        &at("token_generation_strategy"),
+        "spread-minimizing is not available in this version; use random",
+    );
 }
 
 /// `host:port`, with brackets around an IPv6 address, and a port that can be dialled.
@@ -263,15 +253,5 @@ fn is_join_member(text: &str) -> bool {
         // The port is not in an A record, so it must stand here.
         return is_host_port(rest);
     }
-    let rest = text.strip_prefix("dnssrvnoa+").or_else(|| text.strip_prefix("dnssrv+")).unwrap_or(text);
-    is_host_port(rest) || is_host(rest) || rest.parse::<IpAddr>().is_ok()
-}
-
-fn is_cidr(text: &str) -> bool {
-    let Some((address, bits)) = text.split_once('/') else { return false };
-    match (address.parse::<IpAddr>(), bits.parse::<u8>()) {
-        (Ok(IpAddr::V4(_)), Ok(bits)) => bits <= 32,
-        (Ok(IpAddr::V6(_)), Ok(bits)) => bits <= 128,
-        _ => false,
-    }
+    is_host_port(text) || is_host(text) || text.parse::<IpAddr>().is_ok()
 }

@@ -106,7 +106,7 @@ impl MultiConfig {
     }
 
     /// `mirror_timeout`, or its default where zero stands for "no limit": the core itself always needs one.
-    pub(super) const fn patience(&self) -> Duration {
+    pub(crate) const fn patience(&self) -> Duration {
         if self.mirror_timeout.is_zero() { DEFAULT_MIRROR_TIMEOUT } else { self.mirror_timeout }
     }
 }

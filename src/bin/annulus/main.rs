@@ -1,1 +1,93 @@
-fn main() {}
+//! `annulus`: one node as a process of its own, and commands that ask a running node.
+//!
+//! | file | what |
+//! |---|---|
+//! | `agent.rs` | `annulus agent`: runs a node until it is told to end |
+//! | `members.rs`, `ring.rs`, `kv.rs`, `migrate.rs` | ask a running node over HTTP |
+//! | `config.rs` | checks and shows configuration files, without a node |
+//! | `client.rs` | the HTTP client of those that ask |
+//! | `output.rs` | tables and JSON; names from the network are escaped |
+//!
+//! Exit codes: 0 done, 1 refused or failed (a line on standard error says why), 2 wrong usage.
+
+mod agent;
+mod client;
+mod config;
+mod kv;
+mod members;
+mod migrate;
+mod output;
+mod ring;
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+use crate::client::Target;
+use crate::output::Output;
+
+/// An embedded hash ring with gossip and a live move from Consul to gossip: run a node, or ask one.
+#[derive(Debug, Parser)]
+#[command(name = "annulus", version, arg_required_else_help = true, disable_help_subcommand = true)]
+struct Cli {
+    #[command(flatten)]
+    target: Target,
+
+    /// What is printed: text for people, or one JSON object and nothing else.
+    #[arg(long, global = true, value_enum, default_value_t, value_name = "FORM")]
+    output: Output,
+
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Run a node until SIGTERM or SIGINT, then leave gracefully. A second signal ends it at once.
+    Agent(agent::Agent),
+    /// Show the members of the gossip cluster.
+    Members,
+    /// Show rings and their instances; look up the owners of a key.
+    Ring(ring::Ring),
+    /// Read and write the store, through the node.
+    #[command(subcommand)]
+    Kv(kv::Kv),
+    /// Show the move from one store to the other.
+    #[command(subcommand)]
+    Migrate(migrate::Migrate),
+    /// Check and show configuration files, without a node.
+    #[command(subcommand)]
+    Config(config::Config),
+}
+
+fn main() -> ExitCode {
+    let cli = Cli::parse();
+    match run(cli) {
+        Ok(code) => code,
+        // Whoever read our output has seen enough.
+        Err(error) if output::is_broken_pipe(&error) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("annulus: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(cli: Cli) -> anyhow::Result<ExitCode> {
+    let Cli { target, output, command } = cli;
+    match command {
+        Command::Agent(agent) => agent.run(),
+        Command::Config(command) => command.run(output),
+        Command::Members => ask(members::run(&target, output)),
+        Command::Ring(ring) => ask(ring.run(&target, output)),
+        Command::Kv(command) => ask(command.run(&target, output)),
+        Command::Migrate(command) => ask(command.run(&target, output)),
+    }
+}
+
+/// Runs a command that asks a node; one thread is enough for that.
+fn ask(command: impl Future<Output = anyhow::Result<()>>) -> anyhow::Result<ExitCode> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    runtime.block_on(command)?;
+    Ok(ExitCode::SUCCESS)
+}
