@@ -64,3 +64,8 @@ pub use actors::system::{JSON_PREFIX, LeaveReport, StartError};
 pub use config::Config;
 pub use node::{Node, NodeBuilder, RingHandle};
 pub use ring::{Operation, ReplicationSet, RingError, key_hash};
+
+/// The examples in the README, compiled with the tests.
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct Readme;

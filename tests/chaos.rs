@@ -196,7 +196,8 @@ async fn a_node_whose_actor_cannot_be_kept_alive_gives_up_with_the_cause_and_onl
     assert!(matches!(doomed.closed().await, Exit::Failed { .. }));
     doomed.stop().await;
     doomed.leave().await;
-    let write = doomed.store().cas("annulus/kv/late", Box::new(|_| annulus::kv::CasAction::Keep));
+    let store = doomed.store();
+    let write = store.cas("annulus/kv/late", Box::new(|_| annulus::kv::CasAction::Keep));
     assert!(write.await.is_err(), "a node that has ended acknowledges nothing");
 
     for node in &fleet.nodes {

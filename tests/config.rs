@@ -333,7 +333,10 @@ fn combinations_that_cannot_work_are_refused() {
         (vec!["memberlist.join_members=ok:1,dns+noport"], "memberlist.join_members[1]"),
         (vec!["memberlist.cidrs_allowed=10.0.0.0/8"], "memberlist.cidrs_allowed"),
         (vec!["memberlist.join_members=dnssrv+_g._tcp.d"], "memberlist.join_members[0]"),
-        (vec!["rings.0.name=a", "rings.0.token_generation_strategy=spread-minimizing"], "rings[0].token_generation_strategy"),
+        (
+            vec!["rings.0.name=a", "rings.0.token_generation_strategy=spread-minimizing"],
+            "rings[0].token_generation_strategy",
+        ),
         (vec!["memberlist.min_join_backoff=2m"], "memberlist.min_join_backoff"),
         (vec!["memberlist.probe_interval=0s", "memberlist.probe_timeout=1ms"], "memberlist.probe_interval"),
         (vec!["memberlist.probe_timeout=1s"], "memberlist.probe_timeout"),

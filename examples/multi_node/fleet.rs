@@ -187,7 +187,11 @@ impl Fleet {
             let log = self.directory.path().join(format!("{}.log", slot.id));
             let started = Agent::start(binary, &path, slot.http_port, &log).await;
             Peer::Agent(started.with_context(|| {
-                format!("{} did not start; its log ends: {}", slot.id, tail(&std::fs::read_to_string(&log).unwrap_or_default()))
+                format!(
+                    "{} did not start; its log ends: {}",
+                    slot.id,
+                    tail(&std::fs::read_to_string(&log).unwrap_or_default())
+                )
             })?)
         } else {
             Peer::start_local(&path, self.memory.clone()).await?
@@ -208,7 +212,9 @@ impl Fleet {
             Wiring::Gossip { .. } => "  store: memberlist".to_owned(),
         };
         let consul = match &self.old {
-            OldStore::Consul(host) => format!("\n  consul: {{ host: \"{host}\", watch_rate_limit: 10, watch_burst_size: 2 }}"),
+            OldStore::Consul(host) => {
+                format!("\n  consul: {{ host: \"{host}\", watch_rate_limit: 10, watch_burst_size: 2 }}")
+            }
             OldStore::Memory => String::new(),
         };
         format!(

@@ -157,7 +157,8 @@ impl Peer {
             Self::Agent(agent) => agent.get("/actors").await?["actors"].clone(),
         };
         let counts = actors.as_array().context("no actors in the answer")?.iter();
-        let restarts = counts.filter_map(|actor| actor["restarts"].as_object()).flat_map(|by_reason| by_reason.values());
+        let restarts =
+            counts.filter_map(|actor| actor["restarts"].as_object()).flat_map(|by_reason| by_reason.values());
         Ok(restarts.filter_map(Value::as_u64).sum())
     }
 
@@ -211,7 +212,11 @@ impl Agent {
             .with_context(|| format!("cannot start {}", binary.display()))?;
         let client = reqwest::Client::builder().timeout(Duration::from_secs(10)).no_proxy().build()?;
         let agent = Self { child: Mutex::new(Some(child)), url: format!("http://127.0.0.1:{http}"), client };
-        let answers = async { while agent.get("/actors").await.is_err() { tokio::time::sleep(Duration::from_millis(20)).await } };
+        let answers = async {
+            while agent.get("/actors").await.is_err() {
+                tokio::time::sleep(Duration::from_millis(20)).await
+            }
+        };
         tokio::time::timeout(Duration::from_secs(20), answers).await.context("the agent does not answer over HTTP")?;
         Ok(agent)
     }
@@ -245,7 +250,8 @@ impl Agent {
         let Some(mut child) = self.child.lock().ok().and_then(|mut child| child.take()) else { return Ok(()) };
         let pid = child.id().context("the agent has ended already")?;
         tokio::process::Command::new("kill").arg(pid.to_string()).status().await?;
-        let status = tokio::time::timeout(Duration::from_secs(30), child.wait()).await.context("SIGTERM was ignored")??;
+        let status =
+            tokio::time::timeout(Duration::from_secs(30), child.wait()).await.context("SIGTERM was ignored")??;
         anyhow::ensure!(status.success(), "the agent ended with {status}");
         Ok(())
     }
@@ -258,11 +264,20 @@ impl Agent {
     }
 }
 
-/// The `annulus` binary beside this example, built if it is not there.
+/// The `annulus` binary: what `ANNULUS_BIN` names, or the one beside this example, built first if it is missing or
+/// older than the example.
 pub async fn agent_binary() -> anyhow::Result<PathBuf> {
+    if let Some(named) = std::env::var_os("ANNULUS_BIN") {
+        return Ok(named.into());
+    }
     let example = std::env::current_exe()?;
     let profile = example.parent().and_then(Path::parent).context("this example was not built by cargo")?;
     let binary = profile.join("annulus");
+    let changed = |path: &Path| path.metadata().and_then(|data| data.modified()).ok();
+    if changed(&binary).is_some_and(|built| Some(built) >= changed(&example)) {
+        return Ok(binary);
+    }
+    eprintln!("building the annulus binary …");
     let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
     let mut build = tokio::process::Command::new(cargo);
     build.args(["build", "--quiet", "--bin", "annulus"]).current_dir(env!("CARGO_MANIFEST_DIR"));

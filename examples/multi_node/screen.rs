@@ -26,13 +26,8 @@ pub struct Summary {
 impl Summary {
     /// Whether everything that must be 0 is 0, and the migration reached its end.
     pub fn all_well(&self) -> bool {
-        let zeros = [
-            self.lookups_failed,
-            self.cas_failed,
-            self.owners_changed_by_flip,
-            self.instances_lost,
-            self.lost_writes,
-        ];
+        let zeros =
+            [self.lookups_failed, self.cas_failed, self.owners_changed_by_flip, self.instances_lost, self.lost_writes];
         zeros.iter().all(|count| *count == 0) && self.lookups > 0 && self.cas > 0 && self.phase == "done"
     }
 }
@@ -58,7 +53,13 @@ impl Screen {
 
     /// A new chapter.
     pub fn chapter(&self, title: &str) {
-        self.line(|inner| if inner.tty { format!("\n\x1b[1;36m── {title} ──\x1b[0m") } else { format!("\n── {title} ──") });
+        self.line(|inner| {
+            if inner.tty {
+                format!("\n\x1b[1;36m── {title} ──\x1b[0m")
+            } else {
+                format!("\n── {title} ──")
+            }
+        });
     }
 
     /// Something that happened.
@@ -107,7 +108,10 @@ impl Screen {
         for (what, value) in rows {
             println!("  {what:<28} {value}");
         }
-        println!("\n{}", if summary.all_well() { "All well: nothing was lost." } else { "NOT well: see the counts above." });
+        println!(
+            "\n{}",
+            if summary.all_well() { "All well: nothing was lost." } else { "NOT well: see the counts above." }
+        );
     }
 
     fn line(&self, make: impl FnOnce(&Inner) -> String) {

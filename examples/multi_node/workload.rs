@@ -192,7 +192,9 @@ async fn watch_ring(
         // An instance that was taken off the list while we looked is not lost.
         let still = expected.lock().map(|expected| expected.clone()).unwrap_or_default();
         if let Ok(mut lost) = lost.lock() {
-            lost.extend(wanted.difference(&present).filter(|id| still.contains(*id)).map(|id| (slot.id.clone(), id.clone())));
+            lost.extend(
+                wanted.difference(&present).filter(|id| still.contains(*id)).map(|id| (slot.id.clone(), id.clone())),
+            );
         }
     }
 }

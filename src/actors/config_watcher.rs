@@ -4,6 +4,7 @@
 //! that cannot be used changes nothing: the last good configuration stays.
 
 use std::path::PathBuf;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 
@@ -41,54 +42,43 @@ pub(crate) struct ConfigParts {
     pub(crate) address: OnceLock<Addr<ConfigWatcher>>,
     /// Where the last good configuration is kept for the next start.
     pub(crate) cache: Option<PathBuf>,
+    /// Counts the readings, under the lock of the loader.
+    pub(crate) readings: AtomicU64,
 }
 
 pub(crate) struct ConfigWatcher {
     parts: Arc<ConfigParts>,
+    /// The newest reading that was taken over: one that was asked for meanwhile may come in after a later one.
+    applied: u64,
 }
 
 impl ConfigWatcher {
     pub(crate) fn new(parts: Arc<ConfigParts>) -> Self {
-        Self { parts }
+        Self { parts, applied: 0 }
     }
 
     fn read(&mut self, ctx: &mut Context<Self>) {
-        let parts = self.parts.clone();
-        // A network file system may hang: that must not stop heartbeats.
-        let reading = tokio::task::spawn_blocking(move || {
-            let mut loader = parts.loader.lock().unwrap_or_else(PoisonError::into_inner);
-            let poll = loader.poll();
-            if let (Poll::Changed(config), Some(directory)) = (&poll, &parts.cache)
-                && let Err(error) = save_last_good(directory, config)
-            {
-                tracing::warn!(%error, "the last good runtime config was not saved");
-            }
-            (poll, loader.hash())
-        });
-        ctx.spawn(reading.into_actor(self).map(|read, this, ctx| {
-            if let Ok((poll, hash)) = read {
-                this.apply(poll, hash);
-            }
+        ctx.spawn(look(self.parts.clone()).into_actor(self).map(|reading, this, ctx| {
+            this.apply(reading);
             ctx.run_later(this.parts.period, Self::read);
         }));
     }
 
-    fn apply(&self, poll: Poll, hash: String) {
+    fn apply(&mut self, reading: Option<Reading>) {
+        let Some(Reading { number, poll, good, hash }) = reading.filter(|reading| reading.number > self.applied) else {
+            return;
+        };
+        self.applied = number;
         let before = self.parts.view.load_full();
         let mut view = RuntimeView::clone(&before);
-        match poll {
-            Poll::Unchanged => {
-                view.healthy = true;
-                view.last_error = None;
-            }
-            Poll::Changed(config) => {
-                self.parts.events.publish(NodeEvent::RuntimeConfigChanged { hash: hash.clone() });
-                view = RuntimeView { config, hash, healthy: true, last_error: None, reloads: before.reloads + 1 };
-            }
-            Poll::Failed(error) => {
+        match (poll, good) {
+            (Poll::Failed(error), _) => {
                 let reason = error.to_string();
                 if view.last_error.as_ref() != Some(&reason) {
                     self.parts.events.publish(NodeEvent::RuntimeConfigRefused { reason: reason.clone() });
+                    if let Some(mirror) = self.parts.mirror.get() {
+                        mirror.do_send(Runtime(Err(reason.clone())));
+                    }
                 }
                 view.healthy = false;
                 view.last_error = Some(reason);
@@ -98,6 +88,16 @@ impl ConfigWatcher {
                     view.config = config;
                     view.hash = "cached".to_owned();
                 }
+            }
+            // By hash, not by what this reading found changed: an actor that died over a reading, or a second reading
+            // at the same time, took that news away.
+            (_, Some(config)) if view.hash != hash => {
+                self.parts.events.publish(NodeEvent::RuntimeConfigChanged { hash: hash.clone() });
+                view = RuntimeView { config, hash, healthy: true, last_error: None, reloads: before.reloads + 1 };
+            }
+            _ => {
+                view.healthy = true;
+                view.last_error = None;
             }
         }
         self.parts.view.store(Arc::new(view));
@@ -120,14 +120,37 @@ impl ConfigWatcher {
     fn tell_mirror(&self) {
         let Some(mirror) = self.parts.mirror.get() else { return };
         let view = self.parts.view.load();
-        if !view.healthy {
-            mirror.do_send(Runtime(Err(view.last_error.clone().unwrap_or_default())));
-        }
         // The last good one stays in force whatever happened to the file since.
         if !view.hash.is_empty() {
             mirror.do_send(Runtime(runtime_multi(&view.config)));
         }
     }
+}
+
+/// What one look at the files gave.
+struct Reading {
+    number: u64,
+    poll: Poll,
+    /// The last good configuration, this one or an earlier one, and the hash of its sources.
+    good: Option<RuntimeConfig>,
+    hash: String,
+}
+
+/// Reads the files on a thread of its own: a network file system may hang, and that must not stop heartbeats. `None`
+/// when the node is ending.
+async fn look(parts: Arc<ConfigParts>) -> Option<Reading> {
+    let reading = tokio::task::spawn_blocking(move || {
+        let mut loader = parts.loader.lock().unwrap_or_else(PoisonError::into_inner);
+        let poll = loader.poll();
+        if let (Poll::Changed(config), Some(directory)) = (&poll, &parts.cache)
+            && let Err(error) = save_last_good(directory, config)
+        {
+            tracing::warn!(%error, "the last good runtime config was not saved");
+        }
+        let number = parts.readings.fetch_add(1, Ordering::Relaxed) + 1;
+        Reading { number, poll, good: loader.last_good().cloned(), hash: loader.hash() }
+    });
+    reading.await.ok()
 }
 
 /// What the runtime configuration says to the multi store.
@@ -160,15 +183,6 @@ impl Handler<ReadNow> for ConfigWatcher {
     type Result = ();
 
     fn handle(&mut self, _: ReadNow, ctx: &mut Self::Context) {
-        let parts = self.parts.clone();
-        let reading = tokio::task::spawn_blocking(move || {
-            let mut loader = parts.loader.lock().unwrap_or_else(PoisonError::into_inner);
-            (loader.poll(), loader.hash())
-        });
-        ctx.spawn(reading.into_actor(self).map(|read, this, _| {
-            if let Ok((poll, hash)) = read {
-                this.apply(poll, hash);
-            }
-        }));
+        ctx.spawn(look(self.parts.clone()).into_actor(self).map(|reading, this, _| this.apply(reading)));
     }
 }

@@ -3,7 +3,10 @@
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
-use actix::{Actor, Addr, AsyncContext, Context, Handler, MailboxError, MessageResult, ResponseFuture, SpawnHandle, Supervised, WrapFuture};
+use actix::{
+    Actor, Addr, AsyncContext, Context, Handler, MailboxError, MessageResult, ResponseFuture, SpawnHandle, Supervised,
+    WrapFuture,
+};
 use bytes::Bytes;
 use tokio::sync::{oneshot, watch};
 

@@ -95,11 +95,12 @@ impl RingKeeper {
         // A little later than the boundary, so that the boundary is past when we look. While the store is away the
         // judging time stands still; then we look again once a second.
         let wait = at.saturating_sub(self.health_at()) + Duration::from_millis(1);
-        self.timer = Some(ctx.run_later(wait.max(Duration::from_millis(50)).min(Duration::from_secs(1)), |this, ctx| {
-            this.timer = None;
-            let desc = this.parts.desc.load_full();
-            this.publish(&desc, ctx);
-        }));
+        self.timer =
+            Some(ctx.run_later(wait.max(Duration::from_millis(50)).min(Duration::from_secs(1)), |this, ctx| {
+                this.timer = None;
+                let desc = this.parts.desc.load_full();
+                this.publish(&desc, ctx);
+            }));
     }
 }
 

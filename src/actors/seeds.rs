@@ -37,6 +37,7 @@ async fn resolve_one(name: &str) -> Result<Vec<SocketAddr>, String> {
         Some((_, port)) if port.parse::<u16>().is_ok() => host.to_owned(),
         _ => format!("{host}:{DEFAULT_PORT}"),
     };
-    let addresses: Vec<_> = tokio::net::lookup_host(&target).await.map_err(|error| format!("{name}: {error}"))?.collect();
+    let addresses: Vec<_> =
+        tokio::net::lookup_host(&target).await.map_err(|error| format!("{name}: {error}"))?.collect();
     if addresses.is_empty() { Err(format!("{name}: resolved to no address")) } else { Ok(addresses) }
 }

@@ -1,12 +1,11 @@
 //! Reading and writing one message of the stream protocol.
 
-use bytes::{Bytes, BytesMut};
-use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
+use bytes::Bytes;
+use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt};
 
+use crate::transport::BytePermit;
+use crate::transport::io::{ReadError, ReadLimits, feed_until};
 use crate::wire::{PacketOptions, StreamDecoder, StreamMessage, StreamSide, WireError};
-
-/// Bytes read at a time: what a push/pull of a middling cluster needs in one go.
-const CHUNK: usize = 16 * 1024;
 
 /// Why a stream exchange failed.
 #[derive(Debug, thiserror::Error)]
@@ -15,32 +14,36 @@ pub(crate) enum StreamError {
     Io(#[from] std::io::Error),
     #[error("refused: {0}")]
     Wire(#[from] WireError),
-    #[error("closed by the peer without an answer")]
-    Closed,
+    #[error(transparent)]
+    Read(#[from] ReadError<WireError>),
+    #[error("the stream ended without a message")]
+    NoMessage,
 }
 
-/// Reads one message. Memory grows with what has arrived, up to the decoder's limits. The caller sets the deadline.
+/// Reads one message. Memory grows with what has arrived, up to the decoder's limits and to what is left of the budget
+/// that all streams share; keep the permit for as long as the message.
 pub(crate) async fn read(
     stream: &mut (impl AsyncRead + Unpin),
     options: &PacketOptions,
     side: StreamSide,
+    limits: &ReadLimits,
+    permit: &mut BytePermit,
 ) -> Result<StreamMessage, StreamError> {
     let mut decoder = StreamDecoder::new(options, side);
-    let mut chunk = BytesMut::with_capacity(CHUNK);
-    let mut anything = false;
-    loop {
-        chunk.clear();
-        if stream.read_buf(&mut chunk).await? == 0 {
-            if anything {
-                decoder.finish()?;
-            }
-            return Err(StreamError::Closed);
+    let mut message = None;
+    let fed = feed_until(stream, limits, permit, |piece| {
+        decoder.feed(piece)?;
+        message = decoder.poll()?;
+        Ok(message.is_some())
+    });
+    match fed.await {
+        Ok(_) => message.ok_or(StreamError::NoMessage),
+        Err(ReadError::Closed { received }) if received > 0 => {
+            // The decoder knows what was missing when the other side closed.
+            decoder.finish()?;
+            Err(StreamError::NoMessage)
         }
-        anything = true;
-        decoder.feed(&chunk)?;
-        if let Some(message) = decoder.poll()? {
-            return Ok(message);
-        }
+        Err(error) => Err(error.into()),
     }
 }
 

@@ -2,6 +2,7 @@
 
 use std::net::{IpAddr, SocketAddr, UdpSocket};
 use std::path::PathBuf;
+use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, Mutex, OnceLock};
 use std::time::Duration;
 
@@ -32,7 +33,7 @@ use crate::ring::lifecycle::LifecycleConfig;
 use crate::ring::{Freshness, InstanceState, RingCodec, RingOptions};
 use crate::stores::memory::Memory;
 use crate::swim::{LocalNode, SwimConfig};
-use crate::transport::{BindError, Limits, NetTransport, PacketQueue, Transport};
+use crate::transport::{BindError, ByteBudget, Limits, NetTransport, PacketQueue, Transport};
 use crate::wire::message::NodeName;
 use crate::wire::{Label, PacketOptions};
 
@@ -146,10 +147,7 @@ struct GossipSide {
 
 impl System {
     /// Builds all actors. Must run inside the `LocalSet` of the node's own thread.
-    pub(crate) fn start(
-        config: Config,
-        extras: Extras,
-    ) -> Result<Arc<Self>, StartError> {
+    pub(crate) fn start(config: Config, extras: Extras) -> Result<Arc<Self>, StartError> {
         let config = Arc::new(config);
         let codecs = extras.codecs.clone();
         for ring in &config.rings {
@@ -317,7 +315,10 @@ fn advertised(config: &Config, bound: SocketAddr) -> Result<SocketAddr, StartErr
     let port = if memberlist.advertise_port == 0 { bound.port() } else { memberlist.advertise_port };
     if !memberlist.advertise_addr.is_empty() {
         let ip: IpAddr = memberlist.advertise_addr.parse().map_err(|_| {
-            StartError::Config(format!("memberlist.advertise_addr {:?} is not an IP address", memberlist.advertise_addr))
+            StartError::Config(format!(
+                "memberlist.advertise_addr {:?} is not an IP address",
+                memberlist.advertise_addr
+            ))
         })?;
         return Ok(SocketAddr::new(ip, port));
     }
@@ -415,6 +416,7 @@ fn start_gossip(
         packet: swim.packet.clone(),
         stream_timeout: swim.stream_timeout,
         membership: OnceLock::new(),
+        budget: ByteBudget::default(),
     });
     let membership_parts = Arc::new(MembershipParts {
         config: swim,
@@ -489,7 +491,8 @@ fn start_mirror(
     sides: [SharedStore; 2],
 ) -> Result<(SharedStore, Arc<MirrorParts>), StartError> {
     let multi = &config.kv.multi;
-    let kind = |store: KvStore| store.name().parse::<StoreKind>().map_err(|error| StartError::Config(error.to_string()));
+    let kind =
+        |store: KvStore| store.name().parse::<StoreKind>().map_err(|error| StartError::Config(error.to_string()));
     let settings = MultiConfig {
         primary: kind(multi.primary)?,
         secondary: kind(multi.secondary)?,
@@ -611,6 +614,7 @@ fn start_config_watcher(
         mirror: OnceLock::new(),
         address: OnceLock::new(),
         cache: (!config.node.data_dir.is_empty()).then(|| PathBuf::from(&config.node.data_dir)),
+        readings: AtomicU64::new(0),
     });
     if let Some(mirror) = mirror.and_then(|parts| parts.address.get()) {
         let _ = parts.mirror.set(mirror.clone());

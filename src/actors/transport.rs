@@ -13,7 +13,9 @@ use bytes::Bytes;
 use super::membership::{Membership, StreamRequest};
 use super::message::{drillable, message};
 use super::streams;
-use crate::transport::{PacketQueue, Transport};
+use crate::transport::io::ReadLimits;
+use crate::transport::{ByteBudget, PacketQueue, Transport};
+use crate::wire::stream::MAX_STREAM;
 use crate::wire::{PacketOptions, StreamMessage, StreamSide};
 
 /// Packets taken from the socket at a time.
@@ -27,6 +29,8 @@ pub(crate) struct TransportParts {
     /// Longest exchange on an accepted stream.
     pub(crate) stream_timeout: Duration,
     pub(crate) membership: OnceLock<Addr<Membership>>,
+    /// What all streams together may hold in memory.
+    pub(crate) budget: ByteBudget,
 }
 
 pub(crate) struct TransportActor {
@@ -94,7 +98,10 @@ impl Handler<Exchange> for TransportActor {
                 if !exchange.expect_reply {
                     return Ok(None);
                 }
-                streams::read(&mut stream, &parts.packet, StreamSide::Dialed).await.map(Some)
+                // We asked: the answer may take until the deadline to begin.
+                let limits = ReadLimits { first_byte: exchange.timeout, ..ReadLimits::new(deadline, MAX_STREAM) };
+                let mut permit = parts.budget.permit();
+                streams::read(&mut stream, &parts.packet, StreamSide::Dialed, &limits, &mut permit).await.map(Some)
             };
             match tokio::time::timeout_at(deadline, io).await {
                 Ok(result) => result.map_err(|error: streams::StreamError| format!("{}: {error}", exchange.to)),
@@ -135,7 +142,9 @@ async fn serve(
     mut stream: Box<dyn crate::transport::Stream>,
     from: SocketAddr,
 ) -> Result<(), streams::StreamError> {
-    let message = streams::read(&mut stream, &parts.packet, StreamSide::Accepted).await?;
+    let limits = ReadLimits::new(tokio::time::Instant::now() + parts.stream_timeout, MAX_STREAM);
+    let mut permit = parts.budget.permit();
+    let message = streams::read(&mut stream, &parts.packet, StreamSide::Accepted, &limits, &mut permit).await?;
     let Some(membership) = parts.membership.get() else { return Ok(()) };
     let answer = membership.send(StreamRequest { from, message }).await;
     if let Ok(Some(bytes)) = answer {

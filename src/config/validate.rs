@@ -91,7 +91,9 @@ fn memberlist(m: &MemberlistConfig, found: &mut Problems) {
         if !is_join_member(member) {
             found.add(
                 format!("memberlist.join_members[{index}]"),
-                format!("`{member}` is neither host:port nor dns+host:port (SRV look-ups are not available in this version)"),
+                format!(
+                    "`{member}` is neither host:port nor dns+host:port (SRV look-ups are not available in this version)"
+                ),
             );
         }
     }

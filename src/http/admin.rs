@@ -53,8 +53,8 @@ impl Admin {
             return Ok(Self(Rule::Loopback));
         }
         let file = Path::new(&config.admin_token_file);
-        let text = std::fs::read_to_string(file)
-            .map_err(|source| AdminError::Unreadable { file: file.to_owned(), source })?;
+        let text =
+            std::fs::read_to_string(file).map_err(|source| AdminError::Unreadable { file: file.to_owned(), source })?;
         match text.trim() {
             "" => Err(AdminError::Empty { file: file.to_owned() }),
             token => Ok(Self(Rule::Token(Sha256::digest(token).into()))),
@@ -79,10 +79,9 @@ impl Admin {
                     Err(Refusal::new(401, "this needs the admin token: send `Authorization: Bearer TOKEN`"))
                 }
             }
-            Rule::Loopback if !from_loopback(request) => Err(Refusal::new(
-                403,
-                "changes are taken from this host only, since http.admin_token_file is not set",
-            )),
+            Rule::Loopback if !from_loopback(request) => {
+                Err(Refusal::new(403, "changes are taken from this host only, since http.admin_token_file is not set"))
+            }
             Rule::Loopback if !origin_is_ours(request) => {
                 Err(Refusal::new(403, "a page from elsewhere may not change state here"))
             }

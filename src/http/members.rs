@@ -12,10 +12,12 @@ use crate::wire::message::MemberState;
 pub(super) fn list(node: &Node) -> Response {
     let members = node.members();
     let now = Instant::now();
+    let mut list: Vec<_> = members.list.iter().collect();
+    list.sort_by_key(|member| member.name.as_str());
     Response::json(&json!({
         "health_score": members.health_score,
         "queued_broadcasts": members.queued_broadcasts,
-        "members": members.list.iter().map(|member| show(member, now)).collect::<Vec<_>>(),
+        "members": list.into_iter().map(|member| show(member, now)).collect::<Vec<_>>(),
     }))
 }
 

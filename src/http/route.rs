@@ -165,7 +165,8 @@ mod tests {
         for path in ["", "x", "//", "/ready/", "/api", "/api/v1", "/api/v1/", "/api/v1/kv/", "/ring/", "/ring/a/b"] {
             assert_eq!(Route::find(path).unwrap(), None, "{path}");
         }
-        for path in ["/api/v1/rings//lookup", "/api/v1/rings/r/forget/", "/api/v1/rings/r/forget", "/api/v1/rings/r/x"] {
+        for path in ["/api/v1/rings//lookup", "/api/v1/rings/r/forget/", "/api/v1/rings/r/forget", "/api/v1/rings/r/x"]
+        {
             assert_eq!(Route::find(path).unwrap(), None, "{path}");
         }
         assert!(Route::find("/api/v1/kv/%ff").is_err());

@@ -112,17 +112,11 @@ impl Server {
     ///
     /// # Errors
     /// [`ServeError`]: the admin token cannot be read, or accepting connections failed for good.
-    pub async fn run(
-        self,
-        node: Node,
-        shutdown: impl Future<Output = ()> + Send + 'static,
-    ) -> Result<(), ServeError> {
+    pub async fn run(self, node: Node, shutdown: impl Future<Output = ()> + Send + 'static) -> Result<(), ServeError> {
         let admin = Admin::from_config(&node.config().http)?;
         let api = Api::with_admin(node, admin);
-        let service = Router::new()
-            .fallback(answer)
-            .with_state(api.clone())
-            .into_make_service_with_connect_info::<SocketAddr>();
+        let service =
+            Router::new().fallback(answer).with_state(api.clone()).into_make_service_with_connect_info::<SocketAddr>();
         // Events are small and rare: each should go out when it happens.
         let listener = self.listener.tap_io(|stream| drop(stream.set_nodelay(true)));
         let server = axum::serve(listener, service).with_graceful_shutdown(api.closing.clone().cancelled_owned());
@@ -160,8 +154,7 @@ async fn answer(
 async fn translate(api: &Api, peer: SocketAddr, request: axum::extract::Request) -> Result<Request, Response> {
     let (head, body) = request.into_parts();
     let target = head.uri.path_and_query().map_or("/", |target| target.as_str());
-    let mut request =
-        Request::new(Method::parse(head.method.as_str()), target).map_err(|malformed| Refusal::from(malformed))?;
+    let mut request = Request::new(Method::parse(head.method.as_str()), target).map_err(Refusal::from)?;
     let text = |name| header_text(&head.headers, name);
     request.authorization = text(header::AUTHORIZATION);
     request.origin = text(header::ORIGIN);

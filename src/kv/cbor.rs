@@ -63,6 +63,14 @@ impl<T: Mergeable + Serialize + DeserializeOwned> Codec for CborCodec<T> {
         serde_cbor::from_slice::<T>(bytes).map(Value::new).map_err(|error| self.error(error))
     }
 
+    fn empty(&self) -> Option<Value> {
+        // `T` need not have a default, but what holds entries is a map or a list to serde.
+        const EMPTY_MAP: &[u8] = &[0xa0];
+        const EMPTY_LIST: &[u8] = &[0x80];
+        let decode = |bytes: &&[u8]| serde_cbor::from_slice::<T>(bytes).ok().filter(T::is_empty);
+        [EMPTY_MAP, EMPTY_LIST].iter().find_map(decode).map(Value::new)
+    }
+
     fn to_json(&self, value: &Value) -> Result<serde_json::Value, CodecError> {
         serde_json::to_value(self.typed(value)?).map_err(|error| self.error(error))
     }

@@ -24,6 +24,12 @@ pub trait Codec: Send + Sync + 'static {
     /// more than the bytes justify.
     fn decode(&self, bytes: &[u8]) -> Result<Value, CodecError>;
 
+    /// A value with nothing inside, which the gossip store keeps for a key that was deleted before it heard what was in
+    /// it. `None`, the default, when the type has no such value: then such a delete is not passed on.
+    fn empty(&self) -> Option<Value> {
+        None
+    }
+
     /// The value for people and scripts.
     ///
     /// # Errors

@@ -165,12 +165,15 @@ impl GossipStore {
         self.write(now, key, codec, stored, delta, merge::joined)
     }
 
-    /// Deletes a key. A key that does not exist stays so.
+    /// Deletes a key. The delete of a key that this node has not heard of is passed on as well: another node may have
+    /// created it a moment ago.
     ///
     /// # Errors
-    /// [`StoreError::Type`] when the stored value does not encode with its codec (a bug in the codec).
+    /// [`StoreError::Type`] when the stored value does not encode with its codec (a bug in the codec), and
+    /// [`StoreError::Refused`] when there are too many keys to remember one more.
     pub fn delete(&mut self, now: Now, key: &str) -> Result<(), StoreError> {
-        let Some(mut stored) = self.lookup(key).filter(|stored| !stored.liveness.deleted) else { return Ok(()) };
+        let stored = self.lookup(key).or_else(|| write::unheard(&self.codecs, key));
+        let Some(mut stored) = stored.filter(|stored| !stored.liveness.deleted) else { return Ok(()) };
         stored.liveness = stored.liveness.deleted(now);
         let merged = Merged::whole(stored.value.clone());
         self.commit(now, key, stored, merged, Origin::Local).map_err(|error| self.failure(key, &error))?;

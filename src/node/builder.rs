@@ -112,20 +112,19 @@ impl NodeBuilder {
         starting.recv().unwrap_or_else(|_| Err(died_at_start()))
     }
 
-    fn spawn(
-        mut self,
-        report: impl FnOnce(Result<Node, StartError>) + Send + 'static,
-    ) -> Result<(), StartError> {
+    fn spawn(mut self, report: impl FnOnce(Result<Node, StartError>) + Send + 'static) -> Result<(), StartError> {
         self.config.node.id = self.id;
         if self.meta.len() > crate::wire::MAX_META {
             return Err(StartError::Config(format!("the meta has {} bytes, at most 512 are allowed", self.meta.len())));
         }
         self.config.validate().map_err(|error| StartError::Config(error.to_string()))?;
-        let extras =
-            Extras { codecs: self.codecs, memory: self.memory, transport: self.transport, meta: self.meta };
+        let extras = Extras { codecs: self.codecs, memory: self.memory, transport: self.transport, meta: self.meta };
         let config = self.config;
         let name = format!("annulus-{}", config.node.id);
-        std::thread::Builder::new().name(name).spawn(move || run(config, extras, report)).map_err(StartError::Thread)?;
+        std::thread::Builder::new()
+            .name(name)
+            .spawn(move || run(config, extras, report))
+            .map_err(StartError::Thread)?;
         Ok(())
     }
 }

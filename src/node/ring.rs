@@ -41,11 +41,7 @@ impl RingHandle {
     pub(super) fn unknown(name: &str) -> Self {
         tracing::error!(ring = name, "no ring of this name is configured");
         let empty = Snapshot::build(&Desc::default(), &RingOptions::default(), Duration::ZERO);
-        Self {
-            name: name.into(),
-            snapshot: Arc::new(ArcSwap::from_pointee(empty)),
-            inside: None,
-        }
+        Self { name: name.into(), snapshot: Arc::new(ArcSwap::from_pointee(empty)), inside: None }
     }
 
     /// The ring's name.
@@ -104,10 +100,8 @@ impl RingHandle {
 
     /// Waits until at least this many instances can be written to.
     pub async fn wait_for_instances(&self, count: usize) {
-        self.wait_until(|snapshot| {
-            snapshot.get_all(Operation::WriteNoExtend).is_ok_and(|set| set.len() >= count)
-        })
-        .await;
+        self.wait_until(|snapshot| snapshot.get_all(Operation::WriteNoExtend).is_ok_and(|set| set.len() >= count))
+            .await;
     }
 
     /// Waits until the snapshot satisfies a condition; it is asked again with every new snapshot. Bound it with a

@@ -108,11 +108,7 @@ impl RingStatus {
             tokens: instance.tokens.len(),
             ownership: ownership.get(&instance.id).copied().unwrap_or_default(),
         });
-        Self {
-            name: name.to_owned(),
-            digest: format!("{:032x}", snapshot.digest()),
-            instances: instances.collect(),
-        }
+        Self { name: name.to_owned(), digest: format!("{:032x}", snapshot.digest()), instances: instances.collect() }
     }
 }
 
@@ -305,5 +301,9 @@ fn actors(page: &mut Page, system: &System) {
             restarts.get_or_create(&ActorRestart { actor: status.name.clone(), reason }).inc_by(count);
         }
     }
-    page.seconds("annulus_uptime_seconds", "How long the node has been running", system.started.elapsed().as_secs_f64());
+    page.seconds(
+        "annulus_uptime_seconds",
+        "How long the node has been running",
+        system.started.elapsed().as_secs_f64(),
+    );
 }

@@ -94,6 +94,10 @@ impl Codec for RingCodec {
         decode_proto(&proto).map(Value::new)
     }
 
+    fn empty(&self) -> Option<Value> {
+        Some(Value::new(Desc::default()))
+    }
+
     fn to_json(&self, value: &Value) -> Result<serde_json::Value, CodecError> {
         let instances: serde_json::Map<String, serde_json::Value> = desc_of(value)?
             .instances

@@ -1,7 +1,8 @@
 //! Reading from and writing to streams within bounds, whatever the other side does.
 //!
 //! A stranger can open a stream and then say nothing, say it one byte at a time, or never stop. [`read_until`] ends
-//! all three: it reads until its caller, who knows the format, has seen enough.
+//! all three: it reads until its caller, who knows the format, has seen enough. [`feed_until`] does the same for a
+//! caller with a decoder that takes bytes piece by piece.
 
 use std::io;
 use std::ops::Deref;
@@ -15,6 +16,8 @@ use super::budget::{ByteBudget, BytePermit};
 
 /// The buffer grows by at least this many bytes, and otherwise by as many as have arrived.
 const CHUNK: usize = 4096;
+/// Most bytes that [`feed_until`] hands on at a time.
+const PIECE: usize = 16 * 1024;
 
 /// What one side of an exchange may cost the reader.
 #[derive(Clone, Copy, Debug)]
@@ -154,21 +157,73 @@ where
             }
             buffer.reserve(more);
         }
-        // The allocator may have rounded up; the limit of bytes holds nevertheless.
-        let mut limited = (&mut *stream).take(room as u64);
-        match timeout_at(limits.next_byte_by(start, received), limited.read_buf(&mut buffer)).await {
-            Err(_) if Instant::now() >= limits.deadline => return Err(ReadError::Deadline { received }),
-            Err(_) if received == 0 => return Err(ReadError::Silent),
-            Err(_) => return Err(ReadError::TooSlow { received }),
-            Ok(Err(error)) => return Err(ReadError::Io(error)),
-            Ok(Ok(0)) => return Err(ReadError::Closed { received }),
-            Ok(Ok(_)) => {}
-        }
+        read_some(stream, &mut buffer, limits, start, received).await?;
         if step(&buffer).map_err(ReadError::Refused)? {
             return Ok(Received { bytes: buffer.freeze(), _permit: permit });
         }
         // A stream that always has bytes ready must not keep everybody else waiting.
         tokio::task::coop::consume_budget().await;
+    }
+}
+
+/// Like [`read_until`], but hands `step` only the bytes that are new, for a decoder that keeps what it needs itself.
+/// Returns how many bytes were read.
+///
+/// Every byte is taken from the budget of `permit` before `step` sees it, and stays taken as long as the caller keeps
+/// the permit: as long as its decoder and the message live.
+///
+/// # Errors
+/// See [`ReadError`].
+pub async fn feed_until<S, E>(
+    stream: &mut S,
+    limits: &ReadLimits,
+    permit: &mut BytePermit,
+    mut step: impl FnMut(&[u8]) -> Result<bool, E>,
+) -> Result<usize, ReadError<E>>
+where
+    S: AsyncRead + Unpin + ?Sized,
+{
+    let start = Instant::now();
+    let mut piece = BytesMut::with_capacity(PIECE);
+    let mut received = 0;
+    loop {
+        if received >= limits.max_bytes {
+            return Err(ReadError::TooLarge { max: limits.max_bytes });
+        }
+        piece.clear();
+        let more = read_some(stream, &mut piece, limits, start, received).await?;
+        if !permit.try_grow(more) {
+            return Err(ReadError::Overloaded);
+        }
+        received += more;
+        if step(&piece).map_err(ReadError::Refused)? {
+            return Ok(received);
+        }
+        tokio::task::coop::consume_budget().await;
+    }
+}
+
+/// Reads at least one byte into the room that the buffer has, within the limits.
+async fn read_some<S, E>(
+    stream: &mut S,
+    buffer: &mut BytesMut,
+    limits: &ReadLimits,
+    start: Instant,
+    received: usize,
+) -> Result<usize, ReadError<E>>
+where
+    S: AsyncRead + Unpin + ?Sized,
+{
+    // The allocator may have rounded the buffer up; the limit of bytes holds nevertheless.
+    let room = limits.max_bytes.saturating_sub(received);
+    let mut limited = (&mut *stream).take(room as u64);
+    match timeout_at(limits.next_byte_by(start, received), limited.read_buf(buffer)).await {
+        Err(_) if Instant::now() >= limits.deadline => Err(ReadError::Deadline { received }),
+        Err(_) if received == 0 => Err(ReadError::Silent),
+        Err(_) => Err(ReadError::TooSlow { received }),
+        Ok(Err(error)) => Err(ReadError::Io(error)),
+        Ok(Ok(0)) => Err(ReadError::Closed { received }),
+        Ok(Ok(more)) => Ok(more),
     }
 }
 

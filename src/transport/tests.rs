@@ -10,7 +10,7 @@ use std::time::Duration;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::time::{Instant, timeout};
 
-use super::io::{ReadError, ReadLimits, read_until, write_all_deadline};
+use super::io::{ReadError, ReadLimits, feed_until, read_until, write_all_deadline};
 use super::*;
 
 /// Fails a test that hangs; never reached otherwise, so no test depends on its length.
@@ -616,6 +616,53 @@ mod reading {
         let read = read_until(&mut endless, &limits(1 << 30), &budget, at_least(1 << 20)).await;
         assert!(matches!(read, Err(ReadError::Overloaded)));
         assert_eq!(budget.free(), 10_000);
+    }
+
+    #[tokio::test]
+    async fn a_decoder_is_fed_every_byte_once_and_they_stay_accounted_for() {
+        let message: Vec<u8> = (0..100_000_u32).map(|index| (index % 251) as u8).collect();
+        let (mut bytes, budget) = (&message[..], ByteBudget::new(1 << 20));
+        let mut permit = budget.permit();
+        let mut fed = Vec::new();
+        let read = feed_until(&mut bytes, &limits(100_000), &mut permit, |piece| {
+            fed.extend_from_slice(piece);
+            Ok::<_, ()>(fed.len() == 100_000)
+        })
+        .await;
+        assert_eq!(read.unwrap(), 100_000);
+        assert!(fed == message);
+        assert_eq!((1 << 20) - budget.free(), 100_000);
+        drop(permit);
+        assert_eq!(budget.free(), 1 << 20);
+    }
+
+    #[tokio::test]
+    async fn a_decoder_is_never_fed_more_than_the_limit_or_the_budget() {
+        let mut endless = tokio::io::repeat(1);
+        for (max, free) in [(50_000, 1 << 20), (1 << 20, 50_000)] {
+            let budget = ByteBudget::new(free);
+            let mut fed = 0;
+            let read = feed_until(&mut endless, &limits(max), &mut budget.permit(), |piece| {
+                fed += piece.len();
+                Ok::<_, ()>(false)
+            })
+            .await;
+            match read {
+                Err(ReadError::TooLarge { max: 50_000 }) => assert_eq!((max, fed), (50_000, 50_000)),
+                Err(ReadError::Overloaded) => assert!(free == 50_000 && fed <= 50_000),
+                other => panic!("{other:?}"),
+            }
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_decoder_waits_no_longer_for_a_silent_peer() {
+        let (_ours, mut theirs) = tokio::io::duplex(64);
+        let start = Instant::now();
+        let mut permit = ByteBudget::default().permit();
+        let read = feed_until(&mut theirs, &limits(100), &mut permit, |_| Ok::<_, ()>(true)).await;
+        assert!(matches!(read, Err(ReadError::Silent)), "{read:?}");
+        assert_eq!(start.elapsed().as_secs(), 2);
     }
 
     #[tokio::test]

@@ -44,20 +44,25 @@ impl Shared {
 pub struct Workload {
     shared: Arc<Shared>,
     tasks: Vec<(String, tokio::task::JoinHandle<()>)>,
-    writing: bool,
+    /// Pause between two writes of a node; `None` writes nothing.
+    pause: Option<Duration>,
 }
 
 impl Workload {
     /// Lookups and compare-and-swaps on these nodes.
     pub fn start(nodes: &[Node]) -> Self {
-        let mut workload = Self { shared: Arc::default(), tasks: Vec::new(), writing: true };
-        nodes.iter().for_each(|node| workload.add(node));
-        workload
+        Self::with_pause(nodes, Some(Duration::from_millis(20)))
     }
 
     /// Lookups alone.
     pub fn lookups(nodes: &[Node]) -> Self {
-        let mut workload = Self { shared: Arc::default(), tasks: Vec::new(), writing: false };
+        Self::with_pause(nodes, None)
+    }
+
+    /// Lookups, and compare-and-swaps with this pause between them. All nodes write the same keys, and a store in
+    /// another process lets one of those win that write at the same moment: it needs a longer pause.
+    pub fn with_pause(nodes: &[Node], pause: Option<Duration>) -> Self {
+        let mut workload = Self { shared: Arc::default(), tasks: Vec::new(), pause };
         nodes.iter().for_each(|node| workload.add(node));
         workload
     }
@@ -66,8 +71,8 @@ impl Workload {
     pub fn add(&mut self, node: &Node) {
         let mut spawn = |task| self.tasks.push((node.id().to_owned(), task));
         spawn(tokio::spawn(look_up(node.clone(), self.shared.clone())));
-        if self.writing {
-            spawn(tokio::spawn(write(node.clone(), self.shared.clone())));
+        if let Some(pause) = self.pause {
+            spawn(tokio::spawn(write(node.clone(), self.shared.clone(), pause)));
         }
     }
 
@@ -93,7 +98,7 @@ impl Workload {
     pub async fn goes_on(&self) {
         let (lookups, writes) = (self.lookups_done(), self.writes_done());
         let more = wait_until(PATIENCE, async || {
-            self.lookups_done() >= lookups + 200 && (!self.writing || self.writes_done() >= writes + 20)
+            self.lookups_done() >= lookups + 200 && (self.pause.is_none() || self.writes_done() >= writes + 20)
         })
         .await;
         assert!(more, "the load does not go on; {:?}", self.shared.writes_failed.lock().unwrap());
@@ -197,7 +202,7 @@ async fn look_up(node: Node, shared: Arc<Shared>) {
 }
 
 /// Compare-and-swaps on keys that all nodes share, each of an entry of its own.
-async fn write(node: Node, shared: Arc<Shared>) {
+async fn write(node: Node, shared: Arc<Shared>, pause: Duration) {
     let kv = node.kv::<LwwMap<Value>>(JSON_PREFIX);
     let mut number = 0_u64;
     while shared.goes_on(&node) {
@@ -219,6 +224,6 @@ async fn write(node: Node, shared: Arc<Shared>) {
             }
             Err(error) => shared.writes_failed.lock().unwrap().push(format!("{}: {key}: {error}", node.id())),
         }
-        tokio::time::sleep(Duration::from_millis(20)).await;
+        tokio::time::sleep(pause).await;
     }
 }

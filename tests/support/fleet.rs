@@ -166,9 +166,8 @@ impl Fleet {
     pub async fn mirrored(&self) {
         for node in &self.nodes {
             until(&format!("the mirror of {} is complete: {:?}", node.id(), node.migration()), async || {
-                node.migration().is_some_and(|status| {
-                    status.mirror_enabled && status.backfill.verified && status.outbox_len == 0
-                })
+                node.migration()
+                    .is_some_and(|status| status.mirror_enabled && status.backfill.verified && status.outbox_len == 0)
             })
             .await;
         }
@@ -187,7 +186,9 @@ pub fn is_complete(node: &Node, count: usize) -> bool {
     let snapshot = node.ring(RING).snapshot();
     snapshot.instances().len() == count
         && snapshot.instances().iter().all(|instance| {
-            instance.state == InstanceState::Active && instance.is_healthy(Operation::Write) && !instance.tokens.is_empty()
+            instance.state == InstanceState::Active
+                && instance.is_healthy(Operation::Write)
+                && !instance.tokens.is_empty()
         })
 }
 

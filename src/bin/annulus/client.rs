@@ -74,7 +74,8 @@ impl Client {
             request = request.header("content-type", "application/json").body(body);
         }
         let text = self.send(request).await?.text().await.map_err(|error| self.explain(&error))?;
-        serde_json::from_str(&text).with_context(|| format!("{} did not answer with JSON; is it an annulus node?", self.url))
+        serde_json::from_str(&text)
+            .with_context(|| format!("{} did not answer with JSON; is it an annulus node?", self.url))
     }
 
     /// Opens a stream of server-sent events.

@@ -58,7 +58,8 @@ impl Config {
 fn check(source: &Source, output: Output) -> anyhow::Result<ExitCode> {
     let file = escape(&source.config.display().to_string());
     let problems = source.load().err().map(|error| problems(&error)).unwrap_or_default();
-    let answer = json!({ "file": source.config.display().to_string(), "ok": problems.is_empty(), "problems": problems });
+    let answer =
+        json!({ "file": source.config.display().to_string(), "ok": problems.is_empty(), "problems": problems });
     if problems.is_empty() {
         output.print(&answer, || format!("{file}: ok"))?;
         return Ok(ExitCode::SUCCESS);

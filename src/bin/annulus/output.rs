@@ -24,11 +24,11 @@ impl Output {
     }
 }
 
-/// Prints text and the end of its last line.
+/// Prints text and the end of its last line; nothing for an empty text.
 pub(crate) fn say(text: &str) -> anyhow::Result<()> {
     let mut stdout = io::stdout().lock();
     stdout.write_all(text.as_bytes())?;
-    if !text.ends_with('\n') {
+    if !text.is_empty() && !text.ends_with('\n') {
         stdout.write_all(b"\n")?;
     }
     Ok(stdout.flush()?)

@@ -239,9 +239,26 @@ fn a_deleted_key_is_gone_and_stays_gone_when_old_messages_arrive() {
     deliver(&mut there, now, &old);
     assert!(there.get(KEY).is_none());
     here.delete(now, KEY).unwrap();
-    here.delete(now, "app/never-was").unwrap();
     assert!(here.poll_output().is_none());
     assert_eq!((there.stats().keys, there.stats().deleted_keys), (0, 1));
+}
+
+#[test]
+fn a_delete_where_the_key_was_not_heard_of_still_deletes_it() {
+    let (mut here, mut there, now) = (store(), store(), start());
+    insert(&mut here, now, KEY, "a", 1);
+    let created = broadcasts(&mut here);
+    there.delete(now, KEY).unwrap();
+    let (deleted, changed) = outputs(&mut there);
+    assert!(changed.is_empty(), "nobody was shown the key");
+    deliver(&mut there, now, &created);
+    assert!(there.get(KEY).is_none(), "the value comes after the delete");
+    deliver(&mut here, now, &deleted);
+    assert!(here.get(KEY).is_none());
+    insert(&mut there, now, KEY, "b", 2);
+    let again = broadcasts(&mut there);
+    deliver(&mut here, now, &again);
+    assert_eq!(entries(&here, KEY), Some(vec![("b".to_owned(), 2)]));
 }
 
 #[test]

@@ -7,8 +7,8 @@ use super::merge::{self, Merged};
 use super::state::{OWN_CHANGE_LIFETIME, OwnChange, Stored, pair};
 use super::{Broadcast, GossipStore, Output, entry};
 use crate::clock::Now;
-use crate::kv::codec::Codec;
-use crate::kv::pair::{KeyValuePair, MAX_VALUE_LEN, PairError};
+use crate::kv::codec::{Codec, Codecs};
+use crate::kv::pair::{KeyValuePair, MAX_VALUE_LEN, PairError, check_key};
 use crate::kv::store::{CasOutcome, StoreError, StoreKind};
 use crate::kv::value::{TypeMismatch, Value};
 
@@ -218,6 +218,14 @@ impl GossipStore {
 /// A key that was not there.
 fn new_key(codec: Arc<dyn Codec>, value: Value, liveness: Liveness) -> Stored {
     Stored { codec, value, liveness, version: 0, size_bound: 0, encoded: None, settled: false, own: None }
+}
+
+/// A key that we have not heard of, with nothing inside; `None` when there can be no such key.
+pub(super) fn unheard(codecs: &Codecs, key: &str) -> Option<Stored> {
+    check_key(key).ok()?;
+    let codec = codecs.for_key(key)?;
+    let value = codec.empty()?;
+    Some(new_key(codec, value, Liveness::default()))
 }
 
 /// Joins a change into the recent ones, unless those are no longer of interest.

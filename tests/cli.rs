@@ -1,0 +1,471 @@
+//! The promise: `annulus` does what its help says, tells in one line what went wrong and what to do, and its exit codes can
+//! be relied on: 0 done, 1 refused or failed, 2 wrong usage.
+
+#![cfg(all(feature = "cli", unix))]
+#![allow(clippy::unwrap_used)]
+
+use std::fmt::Write as _;
+use std::fs;
+use std::io::{BufRead, BufReader, Read, Write as _};
+use std::net::TcpListener;
+use std::os::unix::fs::PermissionsExt;
+use std::path::PathBuf;
+use std::process::{Child, Command, Output, Stdio};
+use std::sync::mpsc;
+use std::time::{Duration, Instant};
+
+use serde_json::{Value, json};
+use tempfile::TempDir;
+
+const DEADLINE: Duration = Duration::from_secs(30);
+
+const GOOD: &str = "\
+node: { id: n1, address: '10.0.0.5:9095', zone: z }
+memberlist: { bind_addr: [127.0.0.1], bind_port: 0 }
+rings: [{ name: ingester, replication_factor: 1, num_tokens: 4, min_ready_duration: 0s }]
+http: { listen: '127.0.0.1:0' }
+";
+
+/// The command, in an environment that does not matter to it.
+fn annulus(arguments: &[&str]) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_annulus"));
+    for (name, _) in std::env::vars_os() {
+        if name.to_string_lossy().starts_with("ANNULUS") || name == "RUST_LOG" {
+            command.env_remove(name);
+        }
+    }
+    command.args(arguments).stdin(Stdio::null());
+    command
+}
+
+fn run(arguments: &[&str]) -> Output {
+    annulus(arguments).output().unwrap()
+}
+
+#[track_caller]
+fn assert_ends(output: &Output, code: i32, stderr: &[&str]) {
+    let text = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(code), "{text}");
+    for part in stderr {
+        assert!(text.contains(part), "{part:?} is not in {text:?}");
+    }
+}
+
+fn stdout(output: &Output) -> String {
+    assert_ends(output, 0, &[]);
+    String::from_utf8(output.stdout.clone()).unwrap()
+}
+
+/// A directory with a configuration in it.
+fn written(text: &str) -> (TempDir, String) {
+    let dir = TempDir::new().unwrap();
+    let path = dir.path().join("annulus.yaml");
+    fs::write(&path, text).unwrap();
+    (dir, path.to_str().unwrap().to_owned())
+}
+
+/// An agent that runs. Killed if the test ends before it does.
+struct Agent {
+    child: Child,
+    url: String,
+    /// What it logs after it has started.
+    log: mpsc::Receiver<String>,
+    _dir: TempDir,
+}
+
+impl Agent {
+    /// Starts it on ports that the system chooses, and reads from its log which they are.
+    fn start(config: &str) -> Self {
+        let (dir, path) = written(config);
+        let mut child = annulus(&["agent", "--config", &path, "--log-format", "json"])
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let stderr = BufReader::new(child.stderr.take().unwrap());
+        let (lines, log) = mpsc::channel();
+        std::thread::spawn(move || stderr.lines().map_while(Result::ok).try_for_each(|line| lines.send(line)));
+        let mut agent = Self { child, url: String::new(), log, _dir: dir };
+        let address = agent.wait_for_log(|line| {
+            let line: Value = serde_json::from_str(line).ok()?;
+            let said = line["fields"]["message"] == "HTTP is listening";
+            said.then(|| line["fields"]["address"].as_str().unwrap().to_owned())
+        });
+        agent.url = format!("http://{address}");
+        agent.eventually(&["ring", "--output", "json"], |rings| rings["rings"][0]["instances"][0]["state"] == "ACTIVE");
+        agent
+    }
+
+    fn wait_for_log<T>(&self, find: impl Fn(&str) -> Option<T>) -> T {
+        let end = Instant::now() + DEADLINE;
+        let mut seen = String::new();
+        loop {
+            let left = end.saturating_duration_since(Instant::now());
+            let line = self.log.recv_timeout(left).unwrap_or_else(|_| panic!("not in the log:\n{seen}"));
+            if let Some(found) = find(&line) {
+                return found;
+            }
+            seen = seen + &line + "\n";
+        }
+    }
+
+    fn command(&self, arguments: &[&str]) -> Command {
+        let mut command = annulus(arguments);
+        command.env("ANNULUS_NODE", &self.url);
+        command
+    }
+
+    fn ask(&self, arguments: &[&str]) -> Output {
+        self.command(arguments).output().unwrap()
+    }
+
+    fn text(&self, arguments: &[&str]) -> String {
+        stdout(&self.ask(arguments))
+    }
+
+    /// What it prints with `--output json`: one object and nothing else.
+    fn json(&self, arguments: &[&str]) -> Value {
+        serde_json::from_str(&self.text(&[arguments, &["--output", "json"]].concat())).unwrap()
+    }
+
+    fn eventually(&self, arguments: &[&str], condition: impl Fn(&Value) -> bool) {
+        let end = Instant::now() + DEADLINE;
+        loop {
+            let output = self.ask(arguments);
+            let answer = serde_json::from_slice(&output.stdout).unwrap_or_default();
+            if output.status.success() && condition(&answer) {
+                return;
+            }
+            assert!(Instant::now() < end, "{arguments:?}: {output:?}");
+        }
+    }
+
+    fn signal(&self, name: &str) {
+        let pid = self.child.id().to_string();
+        assert!(Command::new("kill").args(["-s", name, &pid]).status().unwrap().success());
+    }
+
+    fn ends_with(&mut self) -> Option<i32> {
+        let end = Instant::now() + DEADLINE;
+        loop {
+            if let Some(status) = self.child.try_wait().unwrap() {
+                return status.code();
+            }
+            assert!(Instant::now() < end, "the agent does not end");
+            std::thread::yield_now();
+        }
+    }
+}
+
+impl Drop for Agent {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+#[test]
+fn wrong_usage_exits_2() {
+    let wrong: &[&[&str]] = &[
+        &[],
+        &["nonsense"],
+        &["agent"],
+        &["members", "--nope"],
+        &["ring", "lookup", "ingester"],
+        &["ring", "lookup", "ingester", "k", "--op", "wrtie"],
+        &["kv"],
+        &["kv", "put", "k"],
+        &["config", "check"],
+        &["members", "--output", "xml"],
+        &["agent", "--config", "x.yaml", "--log", "annulus=loud"],
+    ];
+    for arguments in wrong {
+        let output = run(arguments);
+        assert_ends(&output, 2, &["--help"]);
+        assert!(output.stdout.is_empty(), "{arguments:?}");
+    }
+}
+
+#[test]
+fn commands_that_are_not_built_do_not_exist() {
+    for command in ["decode", "keygen", "keys", "label", "simulate", "completions"] {
+        assert_ends(&run(&[command]), 2, &["unrecognized subcommand"]);
+    }
+    for step in ["flip", "rollback", "preflight", "seal"] {
+        assert_ends(&run(&["migrate", step]), 2, &["unrecognized subcommand"]);
+    }
+}
+
+#[test]
+fn a_good_configuration_is_ok() {
+    let (_dir, path) = written(GOOD);
+    assert_eq!(stdout(&run(&["config", "check", "--config", &path])), format!("{path}: ok\n"));
+    let answer: Value =
+        serde_json::from_str(&stdout(&run(&["config", "check", "--config", &path, "--output", "json"]))).unwrap();
+    assert_eq!(answer, json!({ "file": path, "ok": true, "problems": [] }));
+}
+
+#[test]
+fn a_wrong_configuration_is_refused_with_the_key_and_the_reason() {
+    let cases: &[(&str, &[&str])] = &[
+        (
+            "node: { id: n1 }\nmemberlist: { bnid_port: 1 }\n",
+            &["memberlist.bnid_port", "did you mean `memberlist.bind_port`?"],
+        ),
+        ("node: { id: n1 }\nmemberlist: { bind_port: many }\n", &["memberlist.bind_port", "must be"]),
+        ("node: { id: [\n", &["annulus.yaml"]),
+        ("node: { id: n1 }\nkv: { store: multi, multi: { primary: memberlist } }\n", &["kv.multi"]),
+    ];
+    for (text, expected) in cases {
+        let (_dir, path) = written(text);
+        let output = run(&["config", "check", "--config", &path]);
+        assert_ends(&output, 1, expected);
+        assert!(output.stdout.is_empty(), "{text}");
+    }
+}
+
+#[test]
+fn every_problem_is_told_at_once() {
+    let (_dir, path) = written("http: { listen: nowhere }\nrings: [{ name: r }]\n");
+    let output = run(&["config", "check", "--config", &path, "--output", "json"]);
+    assert_ends(&output, 1, &["node.id: ", "node.address: ", "http.listen: "]);
+    let answer: Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!(answer["ok"], false);
+    let keys: Vec<_> = answer["problems"].as_array().unwrap().iter().map(|problem| problem["key"].clone()).collect();
+    assert!(["node.id", "node.address", "http.listen"].iter().all(|key| keys.contains(&json!(key))), "{keys:?}");
+}
+
+#[test]
+fn files_that_cannot_be_read_are_told_so() {
+    assert_ends(&run(&["config", "check", "--config", "/nonexistent/a.yaml"]), 1, &["there is no such file"]);
+    assert_ends(
+        &run(&["agent", "--config", "/nonexistent/a.yaml"]),
+        1,
+        &["annulus: /nonexistent/a.yaml: there is no such file"],
+    );
+    assert_ends(&run(&["agent", "--config", "/"]), 1, &["annulus: /: "]);
+    let (_dir, path) = written(GOOD);
+    fs::set_permissions(&path, fs::Permissions::from_mode(0o000)).unwrap();
+    // The superuser may read everything.
+    if fs::read(&path).is_err() {
+        assert_ends(&run(&["agent", "--config", &path]), 1, &["permission denied"]);
+    }
+}
+
+#[test]
+fn the_effective_configuration_is_printed_with_origins_and_without_secrets() {
+    let (_dir, path) = written(&format!("{GOOD}kv: {{ consul: {{ acl_token: hunter2 }} }}\n"));
+    let arguments = ["config", "print", "--config", &path, "--set", "memberlist.gossip_nodes=5"];
+    let text = stdout(&annulus(&arguments).env("ANNULUS__NODE__ZONE", "zone-e").output().unwrap());
+    for line in [
+        format!("id: \"n1\"  # file {path}"),
+        "zone: \"zone-e\"  # environment variable ANNULUS__NODE__ZONE".to_owned(),
+        "gossip_nodes: 5  # --set".to_owned(),
+        "prefix: \"collectors/\"  # default".to_owned(),
+    ] {
+        assert!(text.contains(&line), "{line:?} is not in\n{text}");
+    }
+    assert!(!text.contains("hunter2"));
+    let output = run(&[&arguments[..], &["--output", "json"]].concat());
+    let answer: Value = serde_json::from_str(&stdout(&output)).unwrap();
+    let rows = answer["settings"].as_array().unwrap();
+    assert!(rows.contains(&json!({ "key": "memberlist.gossip_nodes", "value": 5, "origin": "set" })));
+    assert!(!answer.to_string().contains("hunter2"));
+    assert_ends(&run(&["config", "print", "--config", &path, "--set", "node"]), 1, &["section.key=value"]);
+}
+
+#[test]
+fn the_reference_is_the_page_in_the_documentation() {
+    let page = fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/docs/reference/configuration.md")).unwrap();
+    assert_eq!(stdout(&run(&["config", "reference"])), page);
+}
+
+#[test]
+fn an_agent_answers_every_command_and_leaves_when_told_to() {
+    let mut agent = Agent::start(GOOD);
+
+    let members = agent.json(&["members"]);
+    assert_eq!((&members["members"][0]["name"], &members["members"][0]["state"]), (&json!("n1"), &json!("alive")));
+    let text = agent.text(&["members"]);
+    assert!(text.starts_with("NAME") && text.contains("n1    alive  127.0.0.1:"), "{text}");
+
+    let ring = agent.json(&["ring", "ingester"]);
+    assert_eq!((&ring["name"], &ring["instances"][0]["id"]), (&json!("ingester"), &json!("n1")));
+    let text = agent.text(&["ring"]);
+    assert!(text.contains("ring ingester") && text.contains("100.0 %") && text.contains("10.0.0.5:9095"), "{text}");
+    assert_ends(&agent.ask(&["ring", "nope"]), 1, &["annulus: there is no ring \"nope\"; this node has: ingester"]);
+
+    let found = agent.json(&["ring", "lookup", "ingester", "tenant-7/a b?&#", "--op", "write_no_extend"]);
+    assert_eq!((&found["key"], &found["operation"]), (&json!("tenant-7/a b?&#"), &json!("write_no_extend")));
+    assert_eq!(found["instances"][0]["id"], "n1");
+    assert!(agent.text(&["ring", "lookup", "ingester", "k"]).contains("n1     ACTIVE  z"));
+    assert_ends(&agent.ask(&["ring", "forget", "ingester", "gone"]), 1, &["there is no instance gone"]);
+
+    let key = "annulus/kv/a b/../c?";
+    assert_ends(&agent.ask(&["kv", "get", key]), 1, &["there is no key"]);
+    assert!(agent.text(&["kv", "put", key, r#"{"colour": "red"}"#]).starts_with("written, version "));
+    let read = agent.json(&["kv", "get", key]);
+    assert_eq!((&read["key"], &read["value"]["colour"]["value"]), (&json!(key), &json!("red")));
+    assert!(agent.text(&["kv", "get", key]).contains("\"value\": \"red\""));
+    assert_ends(&agent.ask(&["kv", "put", key, "{}", "--if-version", "0"]), 1, &["has version"]);
+    assert_ends(&agent.ask(&["kv", "put", key, "{"]), 1, &["VALUE is not JSON"]);
+    assert_eq!(agent.text(&["kv", "list", "annulus/"]), format!("{key}\n"));
+
+    let mut put = agent.command(&["kv", "put", key, "-"]).stdin(Stdio::piped()).stdout(Stdio::null()).spawn().unwrap();
+    put.stdin.take().unwrap().write_all(br#"{"colour": "blue"}"#).unwrap();
+    assert!(put.wait().unwrap().success());
+    assert_eq!(agent.json(&["kv", "get", key])["value"]["colour"]["value"], "blue");
+
+    assert_eq!(agent.json(&["kv", "delete", key]), json!({ "deleted": true }));
+    assert_eq!(agent.text(&["kv", "list", "annulus/"]), "");
+
+    let status = agent.json(&["migrate", "status"]);
+    assert_eq!((&status["phase"], &status["store"]), (&json!("solo"), &json!("memberlist")));
+    assert!(agent.text(&["migrate", "status"]).contains("primary  memberlist"));
+
+    agent.signal("TERM");
+    assert_eq!(agent.ends_with(), Some(0));
+    let mut printed = String::new();
+    agent.child.stdout.take().unwrap().read_to_string(&mut printed).unwrap();
+    assert_eq!(printed, "", "an agent prints nothing but its log");
+}
+
+#[test]
+fn watches_print_what_is_there_and_then_each_change() {
+    let agent = Agent::start(GOOD);
+    let watch = |arguments: &[&str]| {
+        let mut child = agent.command(arguments).stdout(Stdio::piped()).spawn().unwrap();
+        let lines = BufReader::new(child.stdout.take().unwrap()).lines();
+        (child, lines.map(|line| serde_json::from_str::<Value>(&line.unwrap()).unwrap()))
+    };
+    let (mut kv, mut changes) = watch(&["kv", "watch", "annulus/kv/k", "--output", "json"]);
+    assert_eq!(changes.next().unwrap()["value"], Value::Null);
+    agent.text(&["kv", "put", "annulus/kv/k", r#"{"a": 1}"#]);
+    assert_eq!(changes.next().unwrap()["value"]["a"]["value"], 1);
+
+    let (mut ring, mut changes) = watch(&["ring", "watch", "ingester", "--output", "json"]);
+    assert_eq!(changes.next().unwrap()["instances"][0]["id"], "n1");
+    agent.text(&["ring", "forget", "ingester", "n1"]);
+    assert!(changes.next().unwrap()["instances"].is_array());
+
+    drop(agent);
+    assert_eq!(kv.wait().unwrap().code(), Some(1));
+    assert_eq!(ring.wait().unwrap().code(), Some(1));
+}
+
+#[test]
+fn a_change_on_a_node_with_an_admin_token_needs_it() {
+    let dir = TempDir::new().unwrap();
+    let file = dir.path().join("token");
+    fs::write(&file, "s3cret\n").unwrap();
+    let file = file.to_str().unwrap();
+    let config = GOOD.replace("'127.0.0.1:0' }", &format!("'127.0.0.1:0', admin_token_file: '{file}' }}"));
+    let agent = Agent::start(&config);
+    let put = ["kv", "put", "annulus/kv/k", r#"{"a": 1}"#];
+    assert_ends(&agent.ask(&put), 1, &["admin token", "--token-file"]);
+    agent.text(&[&put[..], &["--token-file", file]].concat());
+    assert_ends(&agent.ask(&["kv", "get", "annulus/kv/k", "--token-file", "/nonexistent"]), 1, &["token file"]);
+}
+
+#[test]
+fn a_node_that_is_not_there_is_told_so_in_one_line() {
+    let free = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let url = format!("http://{free}");
+    let output = run(&["members", "--node", &url]);
+    assert_ends(&output, 1, &["cannot reach the node at http://127.0.0.1:", "--node"]);
+    assert_eq!(String::from_utf8_lossy(&output.stderr).lines().count(), 1);
+    assert_ends(&run(&["members", "--node", "https://127.0.0.1"]), 1, &["only http://"]);
+    assert_ends(&run(&["members", "--node", "http://["]), 1, &["is not a URL"]);
+}
+
+#[test]
+fn ports_in_use_are_told_so_in_one_line() {
+    let holder = TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = holder.local_addr().unwrap().port();
+    for (set, expected) in [
+        (format!("http.listen=127.0.0.1:{port}"), format!("http.listen 127.0.0.1:{port}: the port is in use")),
+        (format!("memberlist.bind_port={port}"), format!("TCP port {port} is in use")),
+    ] {
+        let (_dir, path) = written(GOOD);
+        let output = run(&["agent", "--config", &path, "--log", "off", "--set", &set]);
+        assert_ends(&output, 1, &[&expected]);
+        assert_eq!(String::from_utf8_lossy(&output.stderr).lines().count(), 1);
+    }
+}
+
+#[test]
+fn an_agent_without_its_admin_token_does_not_start() {
+    let (_dir, path) = written(GOOD);
+    let output = run(&["agent", "--config", &path, "--log", "off", "--set", "http.admin_token_file=/nonexistent/t"]);
+    assert_ends(&output, 1, &["http.admin_token_file /nonexistent/t: "]);
+}
+
+#[test]
+fn an_agent_whose_node_fails_ends_with_the_cause() {
+    let closed = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let (_dir, path) = written(GOOD);
+    let join = format!("memberlist.join_members={closed}");
+    let sets = [&join, "memberlist.abort_if_cluster_join_fails=true", "memberlist.max_join_retries=1"];
+    let mut arguments = vec!["agent", "--config", &path, "--log", "off"];
+    arguments.extend(sets.iter().flat_map(|set| ["--set", *set]));
+    assert_ends(&run(&arguments), 1, &["the node failed: membership: joined nobody"]);
+}
+
+#[test]
+fn a_second_signal_ends_an_agent_at_once() {
+    let config = GOOD.replace("min_ready_duration: 0s", "min_ready_duration: 0s, final_sleep: 10m");
+    let mut agent = Agent::start(&config);
+    agent.signal("INT");
+    agent.wait_for_log(|line| line.contains("leaving; a second signal").then_some(()));
+    agent.signal("TERM");
+    assert_eq!(agent.ends_with(), Some(1));
+}
+
+/// Every command, in the order of the page.
+const COMMANDS: &[&str] = &[
+    "",
+    "agent",
+    "members",
+    "ring",
+    "ring lookup",
+    "ring forget",
+    "ring watch",
+    "kv",
+    "kv get",
+    "kv put",
+    "kv delete",
+    "kv list",
+    "kv watch",
+    "migrate",
+    "migrate status",
+    "config",
+    "config check",
+    "config print",
+    "config reference",
+];
+
+/// `ANNULUS_WRITE_DOCS=1 cargo test --test cli` writes the page anew.
+#[test]
+fn the_page_in_the_documentation_is_the_help() {
+    let mut page = "\
+# The command line
+
+<!-- Generated: ANNULUS_WRITE_DOCS=1 cargo test --test cli. Do not edit: change src/bin/annulus. -->
+
+`annulus agent` runs one node. `config` reads files. The other commands ask a running node over HTTP: `--node URL`.
+
+Exit codes: 0 done, 1 refused or failed (a line on standard error says why), 2 wrong usage. `--output json` prints one object and
+nothing else; commands that watch print one a line. Names that come from the network are escaped in text.
+"
+    .to_owned();
+    for command in COMMANDS {
+        let arguments: Vec<_> = command.split_whitespace().chain(["--help"]).collect();
+        let help = stdout(&run(&arguments));
+        write!(page, "\n## {}\n\n```text\n{}\n```\n", format!("annulus {command}").trim(), help.trim_end()).unwrap();
+    }
+    let path = PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/docs/reference/cli.md"));
+    if std::env::var_os("ANNULUS_WRITE_DOCS").is_some() {
+        fs::write(&path, &page).unwrap();
+    }
+    assert_eq!(fs::read_to_string(&path).unwrap_or_default(), page, "docs/reference/cli.md is not the help");
+}
