@@ -214,7 +214,7 @@ impl Agent {
         let agent = Self { child: Mutex::new(Some(child)), url: format!("http://127.0.0.1:{http}"), client };
         let answers = async {
             while agent.get("/actors").await.is_err() {
-                tokio::time::sleep(Duration::from_millis(20)).await
+                tokio::time::sleep(Duration::from_millis(20)).await;
             }
         };
         tokio::time::timeout(Duration::from_secs(20), answers).await.context("the agent does not answer over HTTP")?;

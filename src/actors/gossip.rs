@@ -1,17 +1,18 @@
 //! The gossip store actor: the shell around the `kv` gossip core, and the store that others use.
 
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use actix::{
-    Actor, Addr, AsyncContext, Context, Handler, MailboxError, MessageResult, ResponseFuture, SpawnHandle, Supervised,
-    WrapFuture,
+    Actor, Addr, AsyncContext, Context, Handler, MailboxError, MessageResult, ResponseFuture, Supervised, WrapFuture,
 };
 use bytes::Bytes;
 use tokio::sync::{oneshot, watch};
 
-use super::membership::{Broadcasts, Joined, Membership};
+use super::joining::Joined;
+use super::membership::{Broadcasts, Membership};
 use super::message::{drillable, message};
+use super::timer::CoreTimer;
 use super::watch_hub::WatchHub;
 use crate::clock::Now;
 use crate::kv::gossip::{Contents, GossipConfig, GossipStore, Input, Output};
@@ -39,7 +40,7 @@ pub(crate) struct GossipParts {
 pub(crate) struct Gossip {
     parts: Arc<GossipParts>,
     store: GossipStore,
-    timer: Option<(Instant, SpawnHandle)>,
+    timer: CoreTimer,
 }
 
 impl Gossip {
@@ -50,7 +51,7 @@ impl Gossip {
             Some(contents) => GossipStore::resume(config, codecs, contents),
             None => GossipStore::new(config, codecs),
         };
-        Self { parts, store, timer: None }
+        Self { parts, store, timer: CoreTimer::default() }
     }
 
     /// Publishes and sends what the last input led to, and sets the timer. The future ends when our own updates are on
@@ -81,21 +82,11 @@ impl Gossip {
     }
 
     fn set_timer(&mut self, ctx: &mut Context<Self>) {
-        let deadline = self.store.next_deadline();
-        if self.timer.as_ref().map(|(at, _)| *at) == deadline {
-            return;
-        }
-        if let Some((_, handle)) = self.timer.take() {
-            ctx.cancel_future(handle);
-        }
-        if let Some(at) = deadline {
-            let handle = ctx.run_later(at.saturating_duration_since(Instant::now()), |this, ctx| {
-                this.timer = None;
-                this.store.handle(Now::read(), Input::Tick);
-                drop(this.pump(ctx));
-            });
-            self.timer = Some((at, handle));
-        }
+        self.timer.arm(self.store.next_deadline(), ctx, |this, ctx| {
+            this.timer.fired();
+            this.store.handle(Now::read(), Input::Tick);
+            drop(this.pump(ctx));
+        });
     }
 }
 

@@ -1,9 +1,9 @@
 //! The heartbeat actor: keeps this node's instance in a ring, from registration to goodbye. One for each ring joined.
 
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use actix::{Actor, ActorFutureExt, AsyncContext, Context, Handler, SpawnHandle, Supervised, WrapFuture};
+use actix::{Actor, ActorFutureExt, AsyncContext, Context, Handler, Supervised, WrapFuture};
 use arc_swap::ArcSwap;
 use rand::SeedableRng;
 use rand::rngs::SmallRng;
@@ -11,6 +11,7 @@ use tokio::sync::watch;
 
 use super::events::{EventHub, NodeEvent};
 use super::message::{drillable, message};
+use super::timer::CoreTimer;
 use crate::clock::Now;
 use crate::kv::{CasAction, SharedStore, StoreError, Value};
 use crate::ring::lifecycle::{Edit, Input, Lifecycle, LifecycleConfig, LifecycleDurable, Output};
@@ -50,7 +51,7 @@ const ATTEMPT: Duration = Duration::from_secs(10);
 pub(crate) struct Heartbeat {
     parts: Arc<HeartbeatParts>,
     lifecycle: Lifecycle,
-    timer: Option<(Instant, SpawnHandle)>,
+    timer: CoreTimer,
     heartbeats: u64,
     last_error: Option<String>,
 }
@@ -65,7 +66,7 @@ impl Heartbeat {
             None => Lifecycle::new(config, rng, now),
         };
         let heartbeats = parts.own.load().heartbeats;
-        Self { parts, lifecycle, timer: None, heartbeats, last_error: None }
+        Self { parts, lifecycle, timer: CoreTimer::default(), heartbeats, last_error: None }
     }
 
     fn input(&mut self, input: Input, ctx: &mut Context<Self>) {
@@ -149,20 +150,10 @@ impl Heartbeat {
     }
 
     fn set_timer(&mut self, ctx: &mut Context<Self>) {
-        let deadline = self.lifecycle.next_deadline();
-        if self.timer.as_ref().map(|(at, _)| *at) == deadline {
-            return;
-        }
-        if let Some((_, handle)) = self.timer.take() {
-            ctx.cancel_future(handle);
-        }
-        if let Some(at) = deadline {
-            let handle = ctx.run_later(at.saturating_duration_since(Instant::now()), |this, ctx| {
-                this.timer = None;
-                this.input(Input::Tick, ctx);
-            });
-            self.timer = Some((at, handle));
-        }
+        self.timer.arm(self.lifecycle.next_deadline(), ctx, |this, ctx| {
+            this.timer.fired();
+            this.input(Input::Tick, ctx);
+        });
     }
 }
 

@@ -5,7 +5,7 @@
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use actix::{Actor, ActorFutureExt, Addr, AsyncContext, Context, Handler, SpawnHandle, Supervised, WrapFuture};
 use arc_swap::ArcSwap;
@@ -13,6 +13,7 @@ use tokio::sync::{oneshot, watch};
 
 use super::events::{EventHub, NodeEvent};
 use super::message::{drillable, message};
+use super::timer::CoreTimer;
 use crate::clock::Now;
 use crate::kv::{CasAction, CasFn, CasOutcome, SharedStore, StoreError, Value};
 use crate::migration::{
@@ -66,7 +67,7 @@ pub(crate) struct Mirror {
     core: MultiCore,
     pending: HashMap<OpId, Pending>,
     next_op: u64,
-    timer: Option<(Instant, SpawnHandle)>,
+    timer: CoreTimer,
 }
 
 /// How often the status is published when nothing happens: its ages and lags grow by themselves.
@@ -80,7 +81,7 @@ impl Mirror {
             Some(durable) => MultiCore::resume(parts.config.clone(), durable, now),
             None => MultiCore::new(parts.config.clone(), now),
         };
-        Self { parts, core, pending: HashMap::new(), next_op: 0, timer: None }
+        Self { parts, core, pending: HashMap::new(), next_op: 0, timer: CoreTimer::default() }
     }
 
     /// The view before the core has said anything.
@@ -214,20 +215,10 @@ impl Mirror {
     }
 
     fn set_timer(&mut self, ctx: &mut Context<Self>) {
-        let deadline = self.core.next_deadline();
-        if self.timer.as_ref().map(|(at, _)| *at) == deadline {
-            return;
-        }
-        if let Some((_, handle)) = self.timer.take() {
-            ctx.cancel_future(handle);
-        }
-        if let Some(at) = deadline {
-            let handle = ctx.run_later(at.saturating_duration_since(Instant::now()), |this, ctx| {
-                this.timer = None;
-                this.input(Input::Tick, ctx);
-            });
-            self.timer = Some((at, handle));
-        }
+        self.timer.arm(self.core.next_deadline(), ctx, |this, ctx| {
+            this.timer.fired();
+            this.input(Input::Tick, ctx);
+        });
     }
 }
 

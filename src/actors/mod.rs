@@ -10,13 +10,14 @@
 //! * `mirror`: the multi store; `multi`: how its users see it.
 //! * `ring_keeper`, `heartbeat`: a ring as this node sees it, and this node's place in it.
 //! * `config_watcher`: the runtime configuration.
-//! * `system`: builds all of it; [`events`], `message`, `streams`, `watch_hub`: what they have in common.
+//! * `system`: builds all of it; `joining`, `seeds`: coming into the cluster; `timer`: a core's deadlines; [`events`], `message`, `streams`, `watch_hub`: what they have in common.
 
 pub mod config_watcher;
 pub mod events;
 pub(crate) mod gossip;
 pub mod guard;
 pub mod heartbeat;
+pub(crate) mod joining;
 pub mod membership;
 pub mod message;
 pub(crate) mod mirror;
@@ -26,6 +27,7 @@ pub(crate) mod seeds;
 pub(crate) mod streams;
 pub mod supervisor;
 pub(crate) mod system;
+pub(crate) mod timer;
 pub(crate) mod tokens_file;
 pub(crate) mod transport;
 pub(crate) mod watch_hub;

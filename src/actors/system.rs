@@ -1,6 +1,9 @@
 //! Builds a node's actors and takes them down again.
 
-use std::net::{IpAddr, SocketAddr, UdpSocket};
+mod gossip_side;
+mod rings;
+mod stores;
+
 use std::path::PathBuf;
 use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, Mutex, OnceLock};
@@ -11,31 +14,29 @@ use arc_swap::ArcSwap;
 use bytes::Bytes;
 use tokio::sync::{mpsc, oneshot, watch};
 
+use self::gossip_side::{advertised, bind, start_gossip};
+use self::rings::start_ring;
+use self::stores::base_store;
 use super::config_watcher::{ConfigParts, ConfigWatcher, RuntimeView};
 use super::events::EventHub;
-use super::gossip::{Gossip, GossipClient, GossipParts};
 use super::guard::{self, ChildStatus, RestartPolicy};
-use super::heartbeat::{Heartbeat, HeartbeatParts, OwnInstance, Shutdown};
-use super::membership::{JoinPolicy, Joined, Leave, Members, Membership, MembershipParts, QueuedBroadcasts};
+use super::heartbeat::{Heartbeat, HeartbeatParts, Shutdown};
+use super::joining::Joined;
+use super::membership::{Leave, Members, Membership, QueuedBroadcasts};
 use super::message::{Drill, Fault};
 use super::mirror::{Drain, Mirror, MirrorParts};
 use super::multi::MultiStore;
-use super::ring_keeper::{RingKeeper, RingParts};
+use super::ring_keeper::RingParts;
 use super::supervisor::{Exit, Supervisor, Tree};
-use super::transport::{TransportActor, TransportParts};
+use super::transport::TransportParts;
 use super::watch_hub::WatchHub;
 use crate::config::runtime::RuntimeLoader;
 use crate::config::{Config, KvStore, RingConfig};
-use crate::kv::gossip::GossipConfig;
 use crate::kv::{Codecs, LwwMap, SharedStore, StoreKind};
 use crate::migration::MultiConfig;
-use crate::ring::lifecycle::LifecycleConfig;
-use crate::ring::{Freshness, InstanceState, RingCodec, RingOptions};
+use crate::ring::RingCodec;
 use crate::stores::memory::Memory;
-use crate::swim::{LocalNode, SwimConfig};
-use crate::transport::{BindError, ByteBudget, Limits, NetTransport, PacketQueue, Transport};
-use crate::wire::message::NodeName;
-use crate::wire::{Label, PacketOptions};
+use crate::transport::{BindError, Transport};
 
 /// Below this prefix every node keeps maps of JSON values: what people and scripts use over HTTP without writing a
 /// codec.
@@ -134,15 +135,6 @@ impl Spawner {
         drills.push((name, Box::new(move |fault| target.do_send(Drill(fault)))));
         address
     }
-}
-
-/// The gossip side of a node: transport, membership, store.
-struct GossipSide {
-    client: Arc<GossipClient>,
-    hub: Arc<WatchHub>,
-    membership: Addr<Membership>,
-    transport: Arc<TransportParts>,
-    joined: watch::Receiver<Joined>,
 }
 
 impl System {
@@ -300,189 +292,6 @@ pub(crate) fn ring_key(config: &Config, ring: &RingConfig) -> String {
     format!("{}{}", config.kv.prefix, ring.key)
 }
 
-fn bind(config: &Config, extras: &Extras) -> Result<Arc<dyn Transport>, StartError> {
-    if let Some(transport) = &extras.transport {
-        return Ok(transport.clone());
-    }
-    let memberlist = &config.memberlist;
-    let transport = NetTransport::bind(&memberlist.bind_addresses(), memberlist.bind_port, Limits::default())?;
-    Ok(Arc::new(transport))
-}
-
-/// The address that others are told to dial.
-fn advertised(config: &Config, bound: SocketAddr) -> Result<SocketAddr, StartError> {
-    let memberlist = &config.memberlist;
-    let port = if memberlist.advertise_port == 0 { bound.port() } else { memberlist.advertise_port };
-    if !memberlist.advertise_addr.is_empty() {
-        let ip: IpAddr = memberlist.advertise_addr.parse().map_err(|_| {
-            StartError::Config(format!(
-                "memberlist.advertise_addr {:?} is not an IP address",
-                memberlist.advertise_addr
-            ))
-        })?;
-        return Ok(SocketAddr::new(ip, port));
-    }
-    if !bound.ip().is_unspecified() {
-        return Ok(SocketAddr::new(bound.ip(), port));
-    }
-    outgoing_address(bound.is_ipv6()).map(|ip| SocketAddr::new(ip, port)).ok_or_else(|| {
-        StartError::Config(
-            "memberlist.bind_addr is unspecified and this machine has no route to tell which of its addresses others \
-             can reach: set memberlist.advertise_addr"
-                .to_owned(),
-        )
-    })
-}
-
-/// The address of the interface that the default route uses. Connecting a datagram socket sends nothing.
-fn outgoing_address(v6: bool) -> Option<IpAddr> {
-    let (any, target) = if v6 { ("[::]:0", "[2001:db8::1]:9") } else { ("0.0.0.0:0", "192.0.2.1:9") };
-    let socket = UdpSocket::bind(any).ok()?;
-    socket.connect(target).ok()?;
-    socket.local_addr().ok().map(|address| address.ip())
-}
-
-/// The store that is not gossip, if the configuration names one.
-fn base_store(
-    config: &Config,
-    codecs: &Arc<Codecs>,
-    memory: Option<&Memory>,
-) -> Result<Option<SharedStore>, StartError> {
-    let multi = config.kv.store == KvStore::Multi;
-    for kind in config.kv.stores() {
-        match kind {
-            KvStore::Inmemory => {
-                return Ok(Some(memory.cloned().unwrap_or_default().store(codecs.clone())));
-            }
-            KvStore::Consul => return consul_store(config, codecs, multi).map(Some),
-            KvStore::Etcd => return Err(StartError::Config("kv.store etcd is not available in this version".into())),
-            KvStore::Memberlist | KvStore::Multi => {}
-        }
-    }
-    Ok(None)
-}
-
-#[cfg(feature = "consul")]
-fn consul_store(config: &Config, codecs: &Arc<Codecs>, multi: bool) -> Result<SharedStore, StartError> {
-    use crate::stores::consul::{ConsulConfig, ConsulStore};
-    let consul = &config.kv.consul;
-    let settings = ConsulConfig {
-        host: consul.host.clone(),
-        acl_token: consul.acl_token.expose().to_owned(),
-        consistent_reads: consul.consistent_reads,
-        watch_rate_limit: consul.watch_rate_limit,
-        watch_burst_size: consul.watch_burst_size,
-        // Two stores converge only when a removal is visible in both.
-        keep_tombstones: multi,
-        left_timeout: config.memberlist.left_ingesters_timeout,
-        ..ConsulConfig::default()
-    };
-    Ok(ConsulStore::new(settings, codecs.clone())?)
-}
-
-#[cfg(not(feature = "consul"))]
-fn consul_store(_: &Config, _: &Arc<Codecs>, _: bool) -> Result<SharedStore, StartError> {
-    Err(StartError::Config("kv.store consul needs the crate's feature `consul`".into()))
-}
-
-#[allow(clippy::too_many_arguments, reason = "called once, each argument is another part of the node")]
-fn start_gossip(
-    spawner: &Spawner,
-    config: &Config,
-    codecs: &Arc<Codecs>,
-    events: &EventHub,
-    members: &Arc<ArcSwap<Members>>,
-    transport: Arc<dyn Transport>,
-    advertised: SocketAddr,
-    meta: Bytes,
-) -> GossipSide {
-    let swim = swim_config(config);
-    let queue = Arc::new(PacketQueue::default());
-    let hub = Arc::new(WatchHub::default());
-    let gossip_parts = Arc::new(GossipParts {
-        config: GossipConfig {
-            left_timeout: config.memberlist.left_ingesters_timeout,
-            obsolete_timeout: config.memberlist.obsolete_entries_timeout,
-            ..GossipConfig::default()
-        },
-        codecs: codecs.clone(),
-        hub: hub.clone(),
-        membership: OnceLock::new(),
-        contents: Mutex::new(None),
-    });
-    let transport_parts = Arc::new(TransportParts {
-        transport,
-        queue: queue.clone(),
-        packet: swim.packet.clone(),
-        stream_timeout: swim.stream_timeout,
-        membership: OnceLock::new(),
-        budget: ByteBudget::default(),
-    });
-    let membership_parts = Arc::new(MembershipParts {
-        config: swim,
-        local: LocalNode { name: NodeName::from(config.node.id.as_str()), addr: advertised, meta },
-        queue,
-        members: members.clone(),
-        events: events.clone(),
-        transport: OnceLock::new(),
-        gossip: OnceLock::new(),
-        durable: Mutex::new(None),
-        join_members: config.memberlist.join_members.clone(),
-        join: JoinPolicy {
-            max_retries: config.memberlist.max_join_retries,
-            min_backoff: config.memberlist.min_join_backoff,
-            max_backoff: config.memberlist.max_join_backoff,
-            abort: config.memberlist.abort_if_cluster_join_fails,
-            resolve_every: config.memberlist.rejoin_interval,
-        },
-        seeds: Mutex::new(Vec::new()),
-        joined: watch::Sender::new(Joined::Trying),
-    });
-    let transport = spawner.spawn("transport", TransportActor::new(transport_parts.clone()));
-    let gossip = spawner.spawn("gossip", Gossip::new(gossip_parts.clone()));
-    let membership = spawner.spawn("membership", Membership::new(membership_parts.clone()));
-    // The actors run only after this function has returned, so they never see these empty.
-    let _ = transport_parts.membership.set(membership.clone());
-    let _ = gossip_parts.membership.set(membership.clone());
-    let _ = membership_parts.transport.set(transport);
-    let _ = membership_parts.gossip.set(gossip.clone());
-    let client = GossipClient::new(gossip, hub.clone(), membership_parts.joined.subscribe());
-    let joined = membership_parts.joined.subscribe();
-    GossipSide { client, hub, membership, transport: transport_parts, joined }
-}
-
-/// The membership core's settings from the configuration.
-fn swim_config(config: &Config) -> SwimConfig {
-    let memberlist = &config.memberlist;
-    let settings = memberlist.settings();
-    let label = |text: &str| Label::new(text.as_bytes()).unwrap_or_default();
-    let count = |number: u32| usize::try_from(number).unwrap_or(usize::MAX);
-    SwimConfig {
-        packet: PacketOptions {
-            label: label(&memberlist.cluster_label),
-            verify_label: !memberlist.cluster_label_verification_disabled,
-            accepted_labels: memberlist.accepted_labels.iter().map(|text| label(text)).collect(),
-        },
-        probe_interval: settings.probe_interval,
-        probe_timeout: settings.probe_timeout,
-        gossip_interval: settings.gossip_interval,
-        gossip_to_dead_time: settings.gossip_to_dead_nodes_time,
-        push_pull_interval: settings.pull_push_interval,
-        leave_timeout: memberlist.leave_timeout,
-        stream_timeout: settings.stream_timeout,
-        indirect_checks: count(settings.indirect_checks),
-        gossip_nodes: count(settings.gossip_nodes),
-        retransmit_mult: settings.retransmit_factor,
-        suspicion_mult: settings.suspicion_mult,
-        suspicion_max_mult: settings.suspicion_max_mult,
-        awareness_max: settings.awareness_max_multiplier,
-        packet_budget: usize::try_from(settings.udp_buffer_size).unwrap_or(1400),
-        disable_tcp_pings: !settings.stream_ping_fallback,
-        rejoin_interval: memberlist.rejoin_interval,
-        ..SwimConfig::default()
-    }
-}
-
 fn start_mirror(
     spawner: &Spawner,
     config: &Config,
@@ -517,78 +326,6 @@ fn start_mirror(
     let mirror = spawner.spawn("mirror", Mirror::new(parts.clone()));
     let _ = parts.address.set(mirror.clone());
     Ok((MultiStore::new(parts.clone(), mirror), parts))
-}
-
-fn start_ring(
-    spawner: &Spawner,
-    config: &Config,
-    ring: &RingConfig,
-    store: &SharedStore,
-    events: &EventHub,
-) -> RingEntry {
-    let key = ring_key(config, ring);
-    let options = RingOptions {
-        replication_factor: usize::try_from(ring.replication_factor).unwrap_or(usize::MAX),
-        zone_awareness: ring.zone_awareness_enabled,
-        excluded_zones: ring.excluded_zones.clone(),
-        heartbeat_timeout: ring.heartbeat_timeout,
-    };
-    let grace = Freshness::new(ring.heartbeat_timeout + ring.heartbeat_period);
-    let parts = RingParts::new(ring.name.clone(), key.clone(), &options, grace, store.clone(), events.clone());
-    let (heartbeat, heartbeat_address) = if ring.join {
-        let (parts, address) = start_heartbeat(spawner, config, ring, key, store, events);
-        (Some(parts), Some(address))
-    } else {
-        (None, None)
-    };
-    let _ = parts.heartbeat.set(heartbeat_address.clone());
-    spawner.spawn(format!("ring-keeper/{}", ring.name), RingKeeper::new(parts.clone()));
-    RingEntry { config: ring.clone(), parts, heartbeat, heartbeat_address }
-}
-
-fn start_heartbeat(
-    spawner: &Spawner,
-    config: &Config,
-    ring: &RingConfig,
-    key: String,
-    store: &SharedStore,
-    events: &EventHub,
-) -> (Arc<HeartbeatParts>, Addr<Heartbeat>) {
-    let tokens_file = (!ring.tokens_file_path.is_empty()).then(|| PathBuf::from(&ring.tokens_file_path));
-    let tokens = tokens_file.as_deref().map(super::tokens_file::load).unwrap_or_default();
-    let parts = Arc::new(HeartbeatParts {
-        ring: ring.name.clone(),
-        key,
-        config: LifecycleConfig {
-            id: config.node.id.clone(),
-            addr: config.node.address.clone(),
-            zone: config.node.zone.clone(),
-            num_tokens: usize::try_from(ring.num_tokens).unwrap_or(128),
-            heartbeat_period: ring.heartbeat_period,
-            heartbeat_timeout: ring.heartbeat_timeout,
-            observe_period: ring.observe_period,
-            join_after: ring.join_after,
-            min_ready_duration: ring.min_ready_duration,
-            final_sleep: ring.final_sleep,
-            unregister_on_shutdown: ring.unregister_on_shutdown,
-            auto_forget_unhealthy_periods: ring.auto_forget_unhealthy_periods,
-            tokens,
-        },
-        tokens_file,
-        store: store.clone(),
-        own: ArcSwap::from_pointee(OwnInstance {
-            state: InstanceState::Pending,
-            tokens: 0,
-            not_ready: Some("not registered yet".to_owned()),
-            heartbeats: 0,
-            last_error: None,
-        }),
-        events: events.clone(),
-        durable: Mutex::new(None),
-        finished: watch::Sender::new(false),
-    });
-    let address = spawner.spawn(format!("heartbeat/{}", ring.name), Heartbeat::new(parts.clone()));
-    (parts, address)
 }
 
 fn start_config_watcher(

@@ -59,8 +59,9 @@ pub struct KeyChange {
     pub key: Arc<str>,
     /// Its entry, or `None` when the key does not exist (any more).
     pub entry: Option<Entry>,
-    /// Whether the store was reached just now. `false` marks a report that the store is out of reach: `entry` is then
-    /// the last one known, and consumers go on from it. The next report with `true` says that it is back.
+    /// Whether the store was reached just now. `false` marks a report that the store is out of reach, or (of a watch on
+    /// one key) that what it holds does not decode: `entry` is then the last one known, and consumers go on from it. The
+    /// next report with `true` says that it is back.
     pub fresh: bool,
 }
 

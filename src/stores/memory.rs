@@ -368,8 +368,9 @@ impl Watcher {
             Err(error) => {
                 // Consumers go on from the last value that did decode.
                 tracing::warn!(%error, "a watched value is passed over");
-                if known.is_none() && matches!(self.scope, Scope::Key(_)) {
-                    self.queue.push_back(KeyChange { key, entry: None, fresh: false });
+                if matches!(self.scope, Scope::Key(_)) {
+                    let entry = known.cloned().flatten();
+                    self.queue.push_back(KeyChange { key, entry, fresh: false });
                 }
             }
         }

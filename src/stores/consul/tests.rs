@@ -167,13 +167,14 @@ fn a_key_that_was_there_after_the_index_went_back_can_be_deleted() {
 }
 
 #[test]
-fn a_value_that_does_not_decode_is_passed_over() {
+fn a_value_that_does_not_decode_leaves_the_last_one_marked_as_not_fresh() {
     let (mut view, now) = (one_key(), Now::read());
-    assert!(view.found(vec![pair("key", "?", 5)], false, now).is_empty());
+    assert_eq!(shown(view.found(vec![pair("key", "?", 5)], false, now)), ["!key -"]);
     assert!(view.found(vec![pair("key", "?", 5)], false, now).is_empty());
     assert_eq!(shown(view.found(vec![pair("key", "a=1", 6)], false, now)), ["key a=1@6"]);
-    assert!(view.found(vec![pair("key", "?", 7)], false, now).is_empty());
-    assert_eq!(shown(view.found(vec![pair("key", "?", 7)], true, now)), ["key a=1@6"]);
+    assert_eq!(shown(view.found(vec![pair("key", "?", 7)], false, now)), ["!key a=1@6"]);
+    assert!(view.found(vec![pair("key", "?", 8)], false, now).is_empty(), "told once");
+    assert_eq!(shown(view.found(vec![pair("key", "?", 8)], true, now)), ["!key a=1@6"]);
     assert_eq!(shown(view.found(vec![], false, now)), ["key -"]);
 }
 

@@ -33,6 +33,8 @@ struct Shown {
     /// The version shown last; it never goes back, not even where there is no entry.
     version: u64,
     announced: bool,
+    /// What is stored now does not decode; `entry` is what did before.
+    unreadable: bool,
 }
 
 impl View {
@@ -68,9 +70,16 @@ impl View {
             }
         }
         let mut news = Vec::new();
+        let one_key = matches!(self.target, Target::Key(_));
         for (key, shown) in &mut self.keys {
+            let was_unreadable = shown.unreadable;
             let changed = shown.update(key, pairs.remove(&**key), &self.codecs, now);
-            if (changed || was_out_of_reach) && shown.announced {
+            if one_key && shown.unreadable {
+                // Whoever follows this key must know that no news does not mean that nothing happens.
+                if !was_unreadable || was_out_of_reach {
+                    news.push(KeyChange { key: key.clone(), entry: shown.entry.clone(), fresh: false });
+                }
+            } else if (changed || was_out_of_reach) && shown.announced {
                 news.push(KeyChange { key: key.clone(), entry: shown.entry.clone(), fresh: true });
             }
         }
@@ -105,6 +114,7 @@ impl Shown {
                 }
                 changed |= self.index != 0;
                 self.index = 0;
+                self.unreadable = false;
             }
             Some(pair) if pair.modify_index == self.index => {
                 // Nothing new. What did not decode last time is still not worth announcing.
@@ -119,10 +129,12 @@ impl Shown {
                 {
                     Ok(value) => {
                         self.found = Some(value);
+                        self.unreadable = false;
                         changed = true;
                     }
                     Err(reason) => {
                         tracing::warn!(key, reason, "a watched value in Consul does not decode; it is left as it is");
+                        self.unreadable = true;
                         changed = false;
                     }
                 }
