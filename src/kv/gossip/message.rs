@@ -45,7 +45,7 @@ pub enum Input {
         /// has told its own peers, or will.
         join: bool,
     },
-    /// [`GossipStore::next_deadline`] has passed.
+    /// [`next_deadline`](super::GossipStore::next_deadline) has passed.
     Tick,
 }
 
@@ -109,7 +109,7 @@ pub struct GossipStats {
     pub deleted_keys: u64,
 }
 
-/// One key for status pages; see [`GossipStore::describe`].
+/// One key for status pages; see [`GossipStore::describe`](super::GossipStore::describe).
 #[derive(Clone, Debug, PartialEq, Eq, serde::Serialize)]
 pub struct KeyInfo {
     /// The key.
