@@ -212,7 +212,8 @@ async fn five_nodes_move_their_ring_to_gossip_and_back_and_again_and_nothing_is_
     fleet.mirrored().await;
     assert!(phase(Phase::Dual)());
     set(&fleet.nodes[1], "is-deleted-in-consul", "x", 1).await;
-    values(&fleet.nodes[1]).delete("is-deleted-in-consul").await.unwrap();
+    // By another node than the one that wrote it, and that still knows it.
+    values(&fleet.nodes[2]).delete("is-deleted-in-consul").await.unwrap();
     workload.goes_on().await;
 
     // There, back, and there again.

@@ -65,7 +65,7 @@ const BAD: [Bad; 6] = [
         make: |file| file.scribble("multi_kv_config: { mirror_enabled: true, pri"),
         told: &["runtime.yaml"],
     },
-    Bad { what: "missing", make: RuntimeFile::remove, told: &["runtime.yaml", "not found"] },
+    Bad { what: "missing", make: RuntimeFile::remove, told: &["runtime.yaml", "no such file"] },
     Bad {
         what: "unknown store",
         make: |file| file.write("multi_kv_config: { primary: zookeeper }\n"),
@@ -102,14 +102,14 @@ async fn a_bad_file_at_any_step_changes_nothing_is_told_and_a_good_one_is_taken_
     ] {
         file.write(good);
         for node in &fleet.nodes {
-            until(&format!("{good} is in force: {:?}", node.migration()), async || standing(node) == expected).await;
+            until(&format!("{good} is in force"), async || standing(node) == expected).await;
         }
         for bad in &BAD {
             let seen: Vec<_> = fleet.nodes.iter().map(record).collect();
             (bad.make)(&file);
             for (node, seen) in fleet.nodes.iter().zip(&seen) {
                 let view = || node.runtime_config().unwrap();
-                until(&format!("{} is noticed: {:?}", bad.what, view()), async || {
+                until(&format!("{} is noticed", bad.what), async || {
                     view().last_error.as_ref().is_some_and(|error| bad.told.iter().all(|text| error.contains(text)))
                 })
                 .await;
@@ -152,10 +152,7 @@ async fn an_empty_file_and_one_without_the_section_change_nothing() {
     for text in ["", "\n", "# nothing\n", "overrides: { tenant: { limit: 1 } }\n", "multi_kv_config:\n", "{}\n"] {
         let reloads = node.runtime_config().unwrap().reloads;
         file.write(text);
-        until(&format!("{text:?} is read: {:?}", node.runtime_config()), async || {
-            node.runtime_config().unwrap().reloads > reloads
-        })
-        .await;
+        until(&format!("{text:?} is read"), async || node.runtime_config().unwrap().reloads > reloads).await;
         let status = node.migration().unwrap();
         assert_eq!((status.primary, status.mirror_enabled), (StoreKind::Memberlist, true), "{text:?}");
     }

@@ -141,7 +141,7 @@ impl Backfill {
                     };
                 }
             }
-            Job::Flush { .. } => {}
+            Job::Flush { .. } | Job::Survey => {}
         }
     }
 
@@ -163,7 +163,7 @@ impl MultiCore {
     pub(super) fn cancel_backfill(&mut self) {
         self.backfill = None;
         self.backfilled = BackfillStatus::default();
-        self.tasks.retain(|_, job| matches!(job, Job::Flush { .. }));
+        self.tasks.retain(|_, job| matches!(job, Job::Flush { .. } | Job::Survey));
     }
 
     /// What the other store has of this key became doubtful (an operation ended in a way that does not say what the

@@ -29,6 +29,8 @@ pub(super) enum Job {
     Read(Arc<str>),
     /// Backfill: what the other store has.
     Check(Arc<str>),
+    /// Flip: which keys the old primary has.
+    Survey,
 }
 
 /// Exponential delays with jitter: between half and all of `min · 2ⁿ`, at most `max`.
@@ -297,13 +299,18 @@ impl MultiCore {
             },
         };
         let (all, new) = joined?;
+        self.not_doubtful(key);
         Arc::make_mut(&mut self.durable.known).insert(key.clone(), all);
         Some(new)
     }
 
     fn task_done(&mut self, now: Now, id: TaskId, result: Result<TaskResult, StoreError>) {
         let Some(job) = self.tasks.remove(&id) else { return };
-        let Job::Flush { side, key } = job else { return self.backfill_task_done(now, job, result) };
+        let (side, key) = match job {
+            Job::Flush { side, key } => (side, key),
+            Job::Survey => return self.survey_done(id, result),
+            job => return self.backfill_task_done(now, job, result),
+        };
         let error = result.err();
         let outbox = &mut self.durable.outbox[side.index()];
         let Some(flushed) = outbox.finished(&key, id, error.as_ref(), now, &mut self.backoff) else { return };
@@ -391,11 +398,12 @@ impl MultiCore {
         }
     }
 
-    pub(super) fn start_task(&mut self, job: Job, side: Side, task: Task) {
+    pub(super) fn start_task(&mut self, job: Job, side: Side, task: Task) -> TaskId {
         self.durable.last_task += 1;
         let id = TaskId(self.durable.last_task);
         self.tasks.insert(id, job);
         self.out.push_back(Output::Task { id, side, task });
+        id
     }
 
     /// Puts δ into the outbox to a side. Returns its position.

@@ -4,12 +4,19 @@
 //! primary, then swaps. While it does so, reads and writes go on at the old primary, so there may be something new to
 //! carry over when it is through: it goes round a few times, and what is new in the last round-trip follows right after
 //! the swap, before which no reader can fall back either, because reads are joined with what is known.
+//!
+//! Something that this node knows may have been deleted by another one since, and nobody who does not watch the key is
+//! told. So, when the mirror is on and all that is alive is on its way into the new primary anyway, the old primary is
+//! first asked for its keys, and what it does not have any more is forgotten instead of carried over. An old primary
+//! that does not answer does not hold up the flip: then everything is carried over.
 
+use std::collections::BTreeSet;
+use std::sync::Arc;
 use std::time::Instant;
 
 use super::config::Side;
-use super::core::MultiCore;
-use super::message::MigrationEvent;
+use super::core::{Job, MultiCore};
+use super::message::{MigrationEvent, Task, TaskId, TaskResult};
 use super::outbox::Reason;
 use crate::clock::Now;
 use crate::kv::StoreError;
@@ -24,14 +31,25 @@ pub(super) struct Flip {
     pub(super) since: Instant,
     /// Why it does not go on.
     pub(super) reason: Option<String>,
+    /// The question to the old primary which keys it has. `None`: not asked.
+    survey: Option<Survey>,
     /// The carry-over under way: its number, and the position up to which it must arrive. `None`: not begun.
     round: Option<(u32, u64)>,
     delay_told: bool,
 }
 
+#[derive(Debug)]
+struct Survey {
+    /// Listings without an answer yet.
+    asked: BTreeSet<TaskId>,
+    /// Known keys that were in none of the answers, and of which nothing was heard meanwhile.
+    doubtful: BTreeSet<Arc<str>>,
+    failed: bool,
+}
+
 impl Flip {
     pub(super) fn new(to: Side, since: Instant) -> Self {
-        Self { to, since, reason: None, round: None, delay_told: false }
+        Self { to, since, reason: None, survey: None, round: None, delay_told: false }
     }
 }
 
@@ -90,8 +108,14 @@ impl MultiCore {
         let Some(flip) = self.flip.as_ref() else { return };
         let to = flip.to;
         let Some((round, up_to)) = flip.round else {
+            if let Some(survey) = &flip.survey {
+                if survey.asked.is_empty() {
+                    self.start_carry_over(to, now);
+                }
+                return;
+            }
             match self.gate() {
-                Ok(()) => return self.start_carry_over(to, now),
+                Ok(()) => return self.start_survey(to, now),
                 Err(reason) if flip.reason.as_ref() == Some(&reason) => return,
                 Err(reason) => {
                     self.event(MigrationEvent::FlipRefused { reason: reason.clone() });
@@ -110,6 +134,52 @@ impl MultiCore {
             self.swap(now);
         } else if let Some(flip) = self.flip.as_mut() {
             flip.round = Some((round + 1, self.durable.seq));
+        }
+    }
+
+    /// Asks the old primary which keys it has, where that matters.
+    fn start_survey(&mut self, to: Side, now: Now) {
+        let prefixes = self.config.prefixes.clone();
+        let listed = |key: &&Arc<str>| prefixes.iter().any(|prefix| key.starts_with(prefix.as_str()));
+        let doubtful: BTreeSet<_> = self.durable.known.keys().filter(listed).cloned().collect();
+        if !self.durable.mirror || doubtful.is_empty() {
+            return self.start_carry_over(to, now);
+        }
+        let ask = |prefix| self.start_task(Job::Survey, to.other(), Task::List { prefix });
+        let asked = prefixes.into_iter().map(ask).collect();
+        if let Some(flip) = self.flip.as_mut() {
+            flip.reason = None;
+            flip.survey = Some(Survey { asked, doubtful, failed: false });
+        }
+        self.publish();
+    }
+
+    /// Something new was heard of a key: it is not one that went away before the flip.
+    pub(super) fn not_doubtful(&mut self, key: &str) {
+        if let Some(survey) = self.flip.as_mut().and_then(|flip| flip.survey.as_mut()) {
+            survey.doubtful.remove(key);
+        }
+    }
+
+    /// The old primary told its keys, or did not.
+    pub(super) fn survey_done(&mut self, id: TaskId, result: Result<TaskResult, StoreError>) {
+        let Some(survey) = self.flip.as_mut().and_then(|flip| flip.survey.as_mut()) else { return };
+        if !survey.asked.remove(&id) {
+            return;
+        }
+        match result {
+            Ok(TaskResult::Keys(keys)) => {
+                for key in keys {
+                    survey.doubtful.remove(key.as_str());
+                }
+            }
+            _ => survey.failed = true,
+        }
+        if survey.asked.is_empty() && !survey.failed {
+            let gone = std::mem::take(&mut survey.doubtful);
+            if !gone.is_empty() {
+                Arc::make_mut(&mut self.durable.known).retain(|key, _| !gone.contains(key));
+            }
         }
     }
 

@@ -32,6 +32,11 @@ pub async fn until(what: &str, condition: impl AsyncFnMut() -> bool) {
     assert!(wait_until(PATIENCE, condition).await, "waited {PATIENCE:?} in vain until {what}");
 }
 
+/// As [`until`]; shows what was there in the end.
+pub async fn until_seen<T: std::fmt::Debug>(what: &str, seen: impl Fn() -> T, condition: impl AsyncFnMut() -> bool) {
+    assert!(wait_until(PATIENCE, condition).await, "waited {PATIENCE:?} in vain until {what}: {:?}", seen());
+}
+
 /// A configuration with short timings, for a node with this number, counted from 1.
 pub fn config(number: usize) -> Config {
     let ms = |millis| Some(Duration::from_millis(millis));
@@ -136,12 +141,19 @@ impl Fleet {
     pub async fn complete(&self) {
         let count = self.nodes.len();
         for node in &self.nodes {
-            until(&format!("the ring of {} has {count} instances: {:?}", node.id(), ring_text(node)), async || {
-                is_complete(node, count)
-            })
+            until_seen(
+                &format!("the ring of {} has {count} instances", node.id()),
+                || ring_text(node),
+                async || is_complete(node, count),
+            )
             .await;
             if node.gossip_addr().is_some() {
-                until(&format!("{} has {count} members", node.id()), async || live_members(node).len() == count).await;
+                until_seen(
+                    &format!("{} has {count} members", node.id()),
+                    || live_members(node),
+                    async || live_members(node).len() == count,
+                )
+                .await;
             }
         }
         until("all see the same ring", async || {
@@ -155,9 +167,13 @@ impl Fleet {
     /// Waits until a store is primary on every node and nothing is left to be done for it.
     pub async fn primary(&self, store: StoreKind) {
         for node in &self.nodes {
-            until(&format!("{} reads {store}: {:?}", node.id(), node.migration()), async || {
-                node.migration().is_some_and(|status| status.primary == store && status.pending_flip.is_none())
-            })
+            until_seen(
+                &format!("{} reads {store}", node.id()),
+                || node.migration(),
+                async || {
+                    node.migration().is_some_and(|status| status.primary == store && status.pending_flip.is_none())
+                },
+            )
             .await;
         }
     }
@@ -165,10 +181,15 @@ impl Fleet {
     /// Waits until the mirror of every node is on, has copied everything and has nothing left to send.
     pub async fn mirrored(&self) {
         for node in &self.nodes {
-            until(&format!("the mirror of {} is complete: {:?}", node.id(), node.migration()), async || {
-                node.migration()
-                    .is_some_and(|status| status.mirror_enabled && status.backfill.verified && status.outbox_len == 0)
-            })
+            until_seen(
+                &format!("the mirror of {} is complete", node.id()),
+                || node.migration(),
+                async || {
+                    node.migration().is_some_and(|status| {
+                        status.mirror_enabled && status.backfill.verified && status.outbox_len == 0
+                    })
+                },
+            )
             .await;
         }
     }

@@ -1,6 +1,8 @@
 //! The stores that are not gossip.
 
 use std::sync::Arc;
+#[cfg(feature = "consul")]
+use std::time::Duration;
 
 use super::StartError;
 use crate::config::{Config, KvStore};
@@ -27,10 +29,18 @@ pub(super) fn base_store(
     Ok(None)
 }
 
+/// A Consul that works may take this long for an answer.
+#[cfg(feature = "consul")]
+const SHORTEST_CONSUL_TIMEOUT: Duration = Duration::from_secs(2);
+
 #[cfg(feature = "consul")]
 fn consul_store(config: &Config, codecs: &Arc<Codecs>, multi: bool) -> Result<SharedStore, StartError> {
     use crate::stores::consul::{ConsulConfig, ConsulStore};
     let consul = &config.kv.consul;
+    let defaults = ConsulConfig::default();
+    // A Consul that hangs must be noticed before its silence makes instances look dead.
+    let shortest = config.rings.iter().map(|ring| ring.heartbeat_timeout / 3).min().unwrap_or(Duration::MAX);
+    let http_client_timeout = defaults.http_client_timeout.min(shortest.max(SHORTEST_CONSUL_TIMEOUT));
     let settings = ConsulConfig {
         host: consul.host.clone(),
         acl_token: consul.acl_token.expose().to_owned(),
@@ -40,7 +50,8 @@ fn consul_store(config: &Config, codecs: &Arc<Codecs>, multi: bool) -> Result<Sh
         // Two stores converge only when a removal is visible in both.
         keep_tombstones: multi,
         left_timeout: config.memberlist.left_ingesters_timeout,
-        ..ConsulConfig::default()
+        http_client_timeout,
+        ..defaults
     };
     Ok(ConsulStore::new(settings, codecs.clone())?)
 }

@@ -349,6 +349,60 @@ fn what_is_written_during_the_carry_over_is_carried_over_too() {
     assert_eq!(bench.view().primary, Side::B);
 }
 
+/// A mirroring core that knows the key and was told to flip; with the question to the old primary.
+fn surveying() -> (Bench, TaskId) {
+    let mut bench = Bench::dual();
+    bench.deliver(Side::A, delta("a"));
+    bench.runtime(to(StoreKind::Memberlist));
+    let [(id, Side::A, Task::List { .. })] = bench.tasks()[..] else { panic!("{:?}", bench.tasks()) };
+    assert_eq!(bench.view().phase, Phase::Flipping);
+    (bench, id)
+}
+
+#[test]
+fn what_others_deleted_meanwhile_is_not_carried_over() {
+    let (mut bench, id) = surveying();
+    bench.task_done(id, Ok(TaskResult::Keys(vec!["other".to_owned()])));
+    assert_eq!(bench.view().primary, Side::B);
+    assert!(!bench.tasks().iter().any(|(_, _, task)| matches!(task, Task::Join { .. })), "{:?}", bench.tasks());
+    assert_eq!(
+        bench.core.read(&key(), Some(delta("b")), bench.now).map(|value| Map::of(&value).clone()),
+        Some(map("b"))
+    );
+}
+
+#[test]
+fn what_the_old_primary_still_has_is_carried_over() {
+    let (mut bench, id) = surveying();
+    bench.task_done(id, Ok(TaskResult::Keys(vec![key().to_string()])));
+    assert_eq!((bench.join().2, bench.view().primary), (map("a"), Side::A));
+}
+
+#[test]
+fn an_old_primary_that_does_not_answer_does_not_hold_up_the_flip() {
+    let (mut bench, id) = surveying();
+    bench.task_done(id, Err(down(StoreKind::Consul)));
+    assert_eq!(bench.join().2, map("a"), "everything is carried over");
+}
+
+#[test]
+fn what_is_heard_of_while_the_old_primary_is_asked_is_carried_over() {
+    let (mut bench, id) = surveying();
+    bench.deliver(Side::A, delta("b"));
+    bench.task_done(id, Ok(TaskResult::Keys(vec![])));
+    assert_eq!(bench.join().2.0.len(), 2);
+}
+
+#[test]
+fn a_survey_goes_on_when_the_mirror_is_turned_off_over_it() {
+    let (mut bench, id) = surveying();
+    bench.runtime(RuntimeMulti { primary: Some(StoreKind::Memberlist), mirror_enabled: Some(false) });
+    bench.task_done(id, Ok(TaskResult::Keys(vec![key().to_string()])));
+    let joined = bench.join().0;
+    bench.task_done(joined, Ok(TaskResult::Done));
+    assert_eq!(bench.view().primary, Side::B);
+}
+
 #[test]
 fn a_busy_node_flips_although_something_new_always_comes_in() {
     let mut bench = Bench::new();

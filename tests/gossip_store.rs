@@ -1,0 +1,136 @@
+//! The store of a node keeps the contract of every store, whichever store it is.
+//!
+//! The suite asks for what two nodes that gossip can keep: what one wrote is awaited before the other relies on it.
+
+#![allow(clippy::unwrap_used)]
+
+mod support;
+
+#[path = "support/fleet.rs"]
+mod fleet;
+
+use std::sync::Arc;
+
+#[cfg(feature = "consul")]
+use annulus::Node;
+use annulus::config::{Config, KvStore};
+use annulus::kv::StoreKind;
+use fleet::{Fleet, RuntimeFile, two_stores};
+use support::store_suite::{self, Map};
+
+/// Two nodes that know the values of the suite and see each other.
+async fn two_nodes(customise: impl Fn(usize, &mut Config) + Send + Sync + 'static) -> Fleet {
+    let mut fleet = Fleet::empty(customise);
+    for number in 1..=2 {
+        let node = fleet.builder(number).codec("suite/", Arc::new(Map::codec())).start().await.unwrap();
+        fleet.nodes.push(node);
+    }
+    fleet.complete().await;
+    fleet
+}
+
+async fn run(fleet: &Fleet) {
+    store_suite::run(fleet.nodes[0].store(), fleet.nodes[1].store()).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn two_nodes_that_gossip_keep_the_contract() {
+    let fleet = two_nodes(|_, _| {}).await;
+    assert_eq!(fleet.nodes[0].store().kind(), StoreKind::Memberlist);
+    run(&fleet).await;
+    fleet.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn one_node_that_gossips_with_nobody_keeps_the_contract() {
+    let fleet = Fleet::start(1, |_, _| {}).await;
+    let node = &fleet.nodes[0];
+    node.codecs().register("suite/", Arc::new(Map::codec()));
+    store_suite::run(node.store(), node.store()).await;
+    fleet.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn two_nodes_that_mirror_from_memory_into_gossip_keep_the_contract() {
+    let fleet = two_nodes(|_, config| {
+        two_stores(config, KvStore::Inmemory, KvStore::Memberlist);
+        config.kv.multi.mirror_enabled = true;
+    })
+    .await;
+    assert_eq!(fleet.nodes[0].store().kind(), StoreKind::Multi);
+    run(&fleet).await;
+    fleet.mirrored().await;
+    fleet.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn two_nodes_that_mirror_from_gossip_into_memory_keep_the_contract() {
+    let fleet = two_nodes(|_, config| {
+        two_stores(config, KvStore::Memberlist, KvStore::Inmemory);
+        config.kv.multi.mirror_enabled = true;
+    })
+    .await;
+    run(&fleet).await;
+    fleet.mirrored().await;
+    fleet.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn two_nodes_that_have_flipped_to_gossip_keep_the_contract() {
+    let file = RuntimeFile::new("multi_kv_config: { mirror_enabled: true }\n");
+    let path = file.path();
+    let fleet = two_nodes(move |_, config| {
+        two_stores(config, KvStore::Inmemory, KvStore::Memberlist);
+        config.runtime_config.file = vec![path.clone()];
+    })
+    .await;
+    fleet.mirrored().await;
+    file.write("multi_kv_config: { mirror_enabled: true, primary: memberlist }\n");
+    fleet.primary(StoreKind::Memberlist).await;
+    run(&fleet).await;
+    fleet.stop().await;
+}
+
+#[cfg(feature = "consul")]
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn two_nodes_that_mirror_from_consul_into_gossip_keep_the_contract() {
+    let Some(consul) = support::consul::Consul::start() else { return };
+    let host = consul.host();
+    let fleet = two_nodes(move |_, config| {
+        two_stores(config, KvStore::Consul, KvStore::Memberlist);
+        config.kv.consul.host.clone_from(&host);
+        config.kv.multi.mirror_enabled = true;
+    })
+    .await;
+    run(&fleet).await;
+    fleet.mirrored().await;
+    fleet.stop().await;
+}
+
+#[cfg(feature = "consul")]
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn two_nodes_with_consul_alone_keep_what_a_store_without_tombstones_can_keep() {
+    let Some(consul) = support::consul::Consul::start() else { return };
+    let host = consul.host();
+    let fleet = two_nodes(move |_, config| {
+        config.kv.store = KvStore::Consul;
+        config.kv.consul.host.clone_from(&host);
+    })
+    .await;
+    let (here, there) = (kv(&fleet.nodes[0]), kv(&fleet.nodes[1]));
+    let insert = |old: Option<Map>| {
+        let mut map = old.unwrap_or_default();
+        map.insert(annulus::clock::Now::read(), "x", 1);
+        Ok(Some(map))
+    };
+    here.cas("alone", insert).await.unwrap();
+    assert_eq!(there.get("alone").await.unwrap().and_then(|map| map.get("x").copied()), Some(1));
+    there.delete("alone").await.unwrap();
+    assert_eq!(here.get("alone").await.unwrap(), None);
+    fleet.stop().await;
+}
+
+#[cfg(feature = "consul")]
+fn kv(node: &Node) -> annulus::kv::Kv<Map> {
+    annulus::kv::Kv::new(node.store(), "suite/")
+}
