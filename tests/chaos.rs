@@ -173,22 +173,7 @@ async fn a_node_whose_actor_cannot_be_kept_alive_gives_up_with_the_cause_and_onl
     let workload = Workload::start(&neighbours.nodes);
 
     let doomed = fleet.take("node-3");
-    let dying = async {
-        loop {
-            if is_running(&doomed, "gossip") {
-                doomed.drill("gossip", Fault::Panic).unwrap();
-            }
-            tokio::time::sleep(std::time::Duration::from_millis(5)).await;
-        }
-    };
-    let exit = tokio::time::timeout(fleet::PATIENCE, async {
-        tokio::select! {
-            exit = doomed.closed() => exit,
-            () = dying => unreachable!(),
-        }
-    })
-    .await
-    .expect("a node with an actor that keeps dying gives up");
+    let exit = drilled_to_death(&doomed, "gossip").await;
     let Exit::Failed { actor, cause } = exit else { panic!("{exit:?}") };
     assert_eq!(actor, "gossip");
     assert!(cause.contains("a drill asked for this panic"), "{cause}");
@@ -238,4 +223,31 @@ async fn a_death_is_told_as_an_event_and_in_the_metrics() {
     let error = node.drill("gardener", Fault::Stop).unwrap_err();
     assert!(error.contains("\"gardener\"") && error.contains("ring-keeper/ingester"), "{error}");
     fleet.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_supervisor_that_cannot_be_kept_alive_ends_its_node_too() {
+    let mut fleet = Fleet::start(1, |_, _| {}).await;
+    let doomed = fleet.take("node-1");
+    let Exit::Failed { actor, .. } = drilled_to_death(&doomed, "supervisor").await else { panic!("not failed") };
+    assert_eq!(actor, "supervisor");
+}
+
+/// Makes an actor panic again and again until its node gives up.
+async fn drilled_to_death(doomed: &annulus::Node, actor: &str) -> Exit {
+    let dying = async {
+        loop {
+            if is_running(doomed, actor) {
+                doomed.drill(actor, Fault::Panic).unwrap();
+            }
+            tokio::time::sleep(std::time::Duration::from_millis(5)).await;
+        }
+    };
+    let ended = async {
+        tokio::select! {
+            exit = doomed.closed() => exit,
+            () = dying => unreachable!(),
+        }
+    };
+    tokio::time::timeout(fleet::PATIENCE, ended).await.expect("a node with an actor that keeps dying gives up")
 }

@@ -109,6 +109,24 @@ async fn two_nodes_that_mirror_from_consul_into_gossip_keep_the_contract() {
 
 #[cfg(feature = "consul")]
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn two_nodes_that_mirror_from_memory_into_consul_keep_the_contract_without_gossip() {
+    let Some(consul) = support::consul::Consul::start() else { return };
+    let host = consul.host();
+    let fleet = two_nodes(move |_, config| {
+        two_stores(config, KvStore::Inmemory, KvStore::Consul);
+        config.kv.consul.host.clone_from(&host);
+        config.kv.multi.mirror_enabled = true;
+    })
+    .await;
+    run(&fleet).await;
+    fleet.mirrored().await;
+    let keys = consul.request("GET", "/v1/kv/suite/?keys", b"");
+    assert!(keys.contains("suite/"), "the mirror is Consul, not the primary once more: {keys}");
+    fleet.stop().await;
+}
+
+#[cfg(feature = "consul")]
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn two_nodes_with_consul_alone_keep_what_a_store_without_tombstones_can_keep() {
     let Some(consul) = support::consul::Consul::start() else { return };
     let host = consul.host();

@@ -280,7 +280,10 @@ pub async fn agent_binary() -> anyhow::Result<PathBuf> {
     eprintln!("building the annulus binary …");
     let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
     let mut build = tokio::process::Command::new(cargo);
-    build.args(["build", "--quiet", "--bin", "annulus"]).current_dir(env!("CARGO_MANIFEST_DIR"));
+    // Together with the example, so that the dependencies keep their features and are not built anew.
+    build
+        .args(["build", "--quiet", "--bin", "annulus", "--example", "multi_node"])
+        .current_dir(env!("CARGO_MANIFEST_DIR"));
     if profile.file_name().is_some_and(|name| name == "release") {
         build.arg("--release");
     }

@@ -1,8 +1,9 @@
 //! The membership actor: the shell around the `swim` core.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::time::Duration;
 
 use actix::{Actor, ActorFutureExt, Addr, AsyncContext, Context, Handler, ResponseFuture, Supervised, WrapFuture};
 use arc_swap::ArcSwap;
@@ -19,13 +20,16 @@ use super::timer::CoreTimer;
 use super::transport::{Exchange, SendPackets, TransportActor};
 use crate::clock::Now;
 use crate::swim::{
-    Durable, ExchangeId, Input, LocalNode, Member, MemberEvent, Output, Swim, SwimConfig, UserBroadcast,
+    Durable, ExchangeId, Input, LocalNode, Member, MemberEvent, Output, Stats, Swim, SwimConfig, UserBroadcast,
 };
 use crate::transport::PacketQueue;
 use crate::wire::StreamMessage;
 
 /// Packets handled before timers get their turn.
 const BATCH: usize = 64;
+
+/// How often what is shown is renewed when no member changes.
+const PUBLISH_PERIOD: Duration = Duration::from_secs(1);
 
 /// Exchanges that peers began have the top bit set, so that they never meet the ids of our own.
 const INBOUND: u64 = 1 << 63;
@@ -39,6 +43,8 @@ pub struct Members {
     pub health_score: u32,
     /// Messages that wait to be gossiped.
     pub queued_broadcasts: usize,
+    /// Packets, and messages inside packets, that were refused, by reason: `label_mismatch` tells of a foreign cluster.
+    pub refused: BTreeMap<&'static str, u64>,
 }
 
 /// What outlives the actor.
@@ -199,6 +205,7 @@ impl Membership {
             list,
             health_score: self.swim.health_score(),
             queued_broadcasts: self.swim.queued_broadcasts(),
+            refused: refused(self.swim.stats()),
         }));
         *self.parts.durable.lock().unwrap_or_else(PoisonError::into_inner) = Some(self.swim.durable());
     }
@@ -209,6 +216,14 @@ impl Membership {
             this.input(Input::Tick, ctx);
         });
     }
+}
+
+fn refused(stats: &Stats) -> BTreeMap<&'static str, u64> {
+    let mut refused = stats.packets_refused.clone();
+    for (reason, count) in &stats.messages_refused {
+        *refused.entry(*reason).or_default() += count;
+    }
+    refused
 }
 
 fn node_event(event: MemberEvent) -> NodeEvent {
@@ -232,6 +247,8 @@ impl Actor for Membership {
     fn started(&mut self, ctx: &mut Self::Context) {
         self.publish();
         self.pump(ctx);
+        // Queue, health and refusals change without any change of the members.
+        ctx.run_interval(PUBLISH_PERIOD, |this, _| this.publish());
         // Packets come one batch at a time: the next is taken when the last one is handled, so timers get their turn.
         let (queue, address) = (self.parts.queue.clone(), ctx.address());
         ctx.spawn(

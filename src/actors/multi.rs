@@ -134,10 +134,10 @@ impl Store for MultiStore {
         let key: Arc<str> = key.into();
         Box::pin(async move {
             loop {
-                let (side, generation) = self.current();
+                let (side, generation) = self.current().await?;
                 let result = self.parts.side(side).get(&key).await;
                 // A read that failed because the primary was on its way out is asked again at the new one.
-                if result.is_err() && self.current().1 != generation {
+                if result.is_err() && self.current().await?.1 != generation {
                     continue;
                 }
                 let found = result?;
@@ -155,9 +155,9 @@ impl Store for MultiStore {
         let prefix = prefix.to_owned();
         Box::pin(async move {
             loop {
-                let (side, generation) = self.current();
+                let (side, generation) = self.current().await?;
                 let result = self.parts.side(side).list(&prefix).await;
-                if result.is_ok() || self.current().1 == generation {
+                if result.is_ok() || self.current().await?.1 == generation {
                     return result;
                 }
             }
@@ -191,8 +191,10 @@ impl Store for MultiStore {
 }
 
 impl MultiStore {
-    fn current(&self) -> (Side, u64) {
-        let view = self.parts.views.borrow();
-        (view.primary, view.generation)
+    /// The primary and its generation, once it is known which store that is.
+    async fn current(&self) -> Result<(Side, u64), StoreError> {
+        let mut views = self.parts.views.subscribe();
+        let known = views.wait_for(|view| !view.waiting_for_runtime).await;
+        known.map(|view| (view.primary, view.generation)).map_err(|_| StoreError::Closed(StoreKind::Multi))
     }
 }

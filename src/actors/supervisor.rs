@@ -102,6 +102,19 @@ impl Tree {
         }
     }
 
+    /// What the guard of the supervisor itself reports. Nobody is above it: when it dies too often, the node ends.
+    pub(crate) fn heard_of_supervisor(&self, event: ChildEvent) {
+        match event {
+            ChildEvent::Restarted { status, death } => {
+                self.events.publish(NodeEvent::ActorRestarted { actor: status.name.clone(), death });
+            }
+            ChildEvent::Escalated { status, death, verdict } => {
+                let _ = verdict.send(Verdict::GiveUp);
+                self.end(Exit::Failed { actor: status.name.clone(), cause: format!("{death:?}") });
+            }
+        }
+    }
+
     fn restart_those_after(&self, name: &str) {
         let children = self.children.lock().unwrap_or_else(PoisonError::into_inner);
         for child in children.iter().skip_while(|child| child.status.name != name).skip(1) {

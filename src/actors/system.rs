@@ -16,10 +16,10 @@ use tokio::sync::{mpsc, oneshot, watch};
 
 use self::gossip_side::{advertised, bind, start_gossip};
 use self::rings::start_ring;
-use self::stores::base_store;
+use self::stores::other_store;
 use super::config_watcher::{ConfigParts, ConfigWatcher, RuntimeView};
 use super::events::EventHub;
-use super::guard::{self, ChildStatus, RestartPolicy};
+use super::guard::{self, ChildEvent, ChildStatus, RestartPolicy};
 use super::heartbeat::{Heartbeat, HeartbeatParts, Shutdown};
 use super::joining::Joined;
 use super::membership::{Leave, Members, Membership, QueuedBroadcasts};
@@ -126,9 +126,15 @@ impl Spawner {
     where
         A: actix::Actor<Context = actix::Context<A>> + actix::Supervised + actix::Handler<Drill>,
     {
-        let name = name.into();
+        self.spawn_reporting(name.into(), actor, self.tree.reports())
+    }
+
+    fn spawn_reporting<A>(&self, name: String, actor: A, reports: mpsc::UnboundedSender<ChildEvent>) -> Addr<A>
+    where
+        A: actix::Actor<Context = actix::Context<A>> + actix::Supervised + actix::Handler<Drill>,
+    {
         let status = ChildStatus::new(name.clone());
-        let (address, guarded) = guard::spawn(status, RestartPolicy::default(), self.tree.reports(), actor);
+        let (address, guarded) = guard::spawn(status, RestartPolicy::default(), reports, actor);
         self.tree.adopt(guarded);
         let target = address.clone();
         let mut drills = self.drills.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
@@ -156,25 +162,31 @@ impl System {
         // Everything that can fail comes before the first actor is spawned.
         let transport = if config.kv.uses_gossip() { Some(bind(&config, &extras)?) } else { None };
         let advertised = transport.as_ref().map(|transport| advertised(&config, transport.local_addr())).transpose()?;
-        let other = base_store(&config, &codecs, extras.memory.as_ref())?;
+        let memory = extras.memory.unwrap_or_default();
+        let mut others = Vec::new();
+        for kind in config.kv.stores().into_iter().filter(|kind| *kind != KvStore::Memberlist) {
+            others.push((kind, other_store(kind, &config, &codecs, &memory)?));
+        }
 
-        spawner.spawn("supervisor", Supervisor::new(tree.clone()));
+        spawn_supervisor(&spawner);
         let gossip = transport.zip(advertised).map(|(transport, advertised)| {
             start_gossip(&spawner, &config, &codecs, &events, &members, transport, advertised, extras.meta)
         });
-        let gossip_store = gossip.as_ref().map(|gossip| gossip.client.clone() as SharedStore);
+        let store_of = |wanted: KvStore| match &gossip {
+            Some(gossip) if wanted == KvStore::Memberlist => Ok(gossip.client.clone() as SharedStore),
+            _ => others
+                .iter()
+                .find(|(kind, _)| *kind == wanted)
+                .map(|(_, store)| store.clone())
+                .ok_or_else(|| StartError::Config(format!("kv.store {} was not set up", wanted.name()))),
+        };
         let (store, mirror) = match config.kv.store {
             KvStore::Multi => {
-                let side = |kind: KvStore| match kind {
-                    KvStore::Memberlist => gossip_store.clone(),
-                    _ => other.clone(),
-                };
-                let sides = side(config.kv.multi.primary).zip(side(config.kv.multi.secondary));
-                let (a, b) = sides.ok_or_else(|| StartError::Config("multi needs two different stores".into()))?;
-                let (store, parts) = start_mirror(&spawner, &config, &codecs, &events, [a, b])?;
+                let sides = [store_of(config.kv.multi.primary)?, store_of(config.kv.multi.secondary)?];
+                let (store, parts) = start_mirror(&spawner, &config, &codecs, &events, sides)?;
                 (store, Some(parts))
             }
-            _ => (gossip_store.or(other).ok_or_else(|| StartError::Config("no store".into()))?, None),
+            single => (store_of(single)?, None),
         };
         let rings = config.rings.iter().map(|ring| start_ring(&spawner, &config, ring, &store, &events)).collect();
         let runtime_config = start_config_watcher(&spawner, &config, &events, mirror.as_ref());
@@ -290,6 +302,18 @@ async fn end_if_aborted(mut joined: watch::Receiver<Joined>, tree: Arc<Tree>) {
 /// The key of a ring in the store.
 pub(crate) fn ring_key(config: &Config, ring: &RingConfig) -> String {
     format!("{}{}", config.kv.prefix, ring.key)
+}
+
+/// The root of the tree. Its own guard cannot ask it when it dies too often, so that ends the node.
+fn spawn_supervisor(spawner: &Spawner) {
+    let (reports, mut reported) = mpsc::unbounded_channel();
+    let tree = spawner.tree.clone();
+    spawner.spawn_reporting("supervisor".to_owned(), Supervisor::new(tree.clone()), reports);
+    tokio::task::spawn_local(async move {
+        while let Some(event) = reported.recv().await {
+            tree.heard_of_supervisor(event);
+        }
+    });
 }
 
 fn start_mirror(

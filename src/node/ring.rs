@@ -95,13 +95,16 @@ impl RingHandle {
     /// The ring for people and scripts.
     #[must_use]
     pub fn status(&self) -> RingStatus {
-        RingStatus::of(&self.name, &self.snapshot(), Now::read())
+        RingStatus::of(&self.name, &self.snapshot(), self.own().map(|own| OwnInstance::clone(&own)), Now::read())
     }
 
-    /// Waits until at least this many instances can be written to.
+    /// Waits until at least this many instances are ACTIVE and heartbeat. Lookups may need more: a quorum of the
+    /// replication factor.
     pub async fn wait_for_instances(&self, count: usize) {
-        self.wait_until(|snapshot| snapshot.get_all(Operation::WriteNoExtend).is_ok_and(|set| set.len() >= count))
-            .await;
+        let active = |snapshot: &Arc<Snapshot>| {
+            snapshot.instances().iter().filter(|instance| instance.is_healthy(Operation::WriteNoExtend)).count()
+        };
+        self.wait_until(|snapshot| active(snapshot) >= count).await;
     }
 
     /// Waits until the snapshot satisfies a condition; it is asked again with every new snapshot. Bound it with a

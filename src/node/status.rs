@@ -13,6 +13,7 @@ use prometheus_client::registry::Registry;
 use serde::Serialize;
 
 use crate::actors::guard::{ActorState, ChildStatus, Death};
+use crate::actors::heartbeat::OwnInstance;
 use crate::actors::system::System;
 use crate::clock::Now;
 use crate::ring::{InstanceState, Operation, Snapshot};
@@ -63,6 +64,8 @@ pub struct RingStatus {
     pub digest: String,
     /// Its instances, by id.
     pub instances: Vec<InstanceStatus>,
+    /// How this node's own instance is doing; absent when it only reads the ring.
+    pub own: Option<OwnInstance>,
 }
 
 /// One instance of a ring.
@@ -93,7 +96,7 @@ pub struct InstanceStatus {
 }
 
 impl RingStatus {
-    pub(super) fn of(name: &str, snapshot: &Snapshot, now: Now) -> Self {
+    pub(super) fn of(name: &str, snapshot: &Snapshot, own: Option<OwnInstance>, now: Now) -> Self {
         let ownership: BTreeMap<_, _> = snapshot.ownership().into_iter().collect();
         let instances = snapshot.instances().iter().map(|instance| InstanceStatus {
             id: instance.id.to_string(),
@@ -108,7 +111,12 @@ impl RingStatus {
             tokens: instance.tokens.len(),
             ownership: ownership.get(&instance.id).copied().unwrap_or_default(),
         });
-        Self { name: name.to_owned(), digest: format!("{:032x}", snapshot.digest()), instances: instances.collect() }
+        Self {
+            name: name.to_owned(),
+            digest: format!("{:032x}", snapshot.digest()),
+            instances: instances.collect(),
+            own,
+        }
     }
 }
 
@@ -136,6 +144,11 @@ struct ByHash {
 #[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
 struct ByNodeState {
     node_state: &'static str,
+}
+
+#[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
+struct ByReason {
+    reason: &'static str,
 }
 
 #[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
@@ -215,6 +228,12 @@ fn membership(page: &mut Page, system: &System) {
     ] {
         let count = members.list.iter().filter(|member| member.state == state).count();
         by_state.get_or_create(&ByNodeState { node_state: name }).set(i64::try_from(count).unwrap_or(i64::MAX));
+    }
+    let refused = Family::<ByReason, Counter>::default();
+    let help = "Packets and messages refused; label_mismatch tells of another cluster";
+    page.registry.register("annulus_packets_refused", help, refused.clone());
+    for (reason, count) in &members.refused {
+        refused.get_or_create(&ByReason { reason }).inc_by(*count);
     }
     let moved = transport.transport.counters().snapshot();
     page.counter("memberlist_udp_received_bytes", "Bytes of packets received", moved.packet_bytes_in);

@@ -9,24 +9,20 @@ use crate::config::{Config, KvStore};
 use crate::kv::{Codecs, SharedStore};
 use crate::stores::memory::Memory;
 
-/// The store that is not gossip, if the configuration names one.
-pub(super) fn base_store(
+/// A store that is not gossip.
+pub(super) fn other_store(
+    kind: KvStore,
     config: &Config,
     codecs: &Arc<Codecs>,
-    memory: Option<&Memory>,
-) -> Result<Option<SharedStore>, StartError> {
-    let multi = config.kv.store == KvStore::Multi;
-    for kind in config.kv.stores() {
-        match kind {
-            KvStore::Inmemory => {
-                return Ok(Some(memory.cloned().unwrap_or_default().store(codecs.clone())));
-            }
-            KvStore::Consul => return consul_store(config, codecs, multi).map(Some),
-            KvStore::Etcd => return Err(StartError::Config("kv.store etcd is not available in this version".into())),
-            KvStore::Memberlist | KvStore::Multi => {}
-        }
+    memory: &Memory,
+) -> Result<SharedStore, StartError> {
+    let refused = |reason: &str| Err(StartError::Config(format!("kv.store {}: {reason}", kind.name())));
+    match kind {
+        KvStore::Inmemory => Ok(memory.store(codecs.clone())),
+        KvStore::Consul => consul_store(config, codecs, config.kv.store == KvStore::Multi),
+        KvStore::Etcd => refused("not available in this version"),
+        KvStore::Memberlist | KvStore::Multi => refused("not a store on its own here"),
     }
-    Ok(None)
 }
 
 /// A Consul that works may take this long for an answer.
