@@ -6,9 +6,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use annulus::config::{
-    ByteSize, Config, ConfigError, KvStore, Loaded, Loader, Origin, Profile, RingConfig, TokenStrategy, reference,
-};
+use annulus::config::{ByteSize, Config, ConfigError, KvStore, Loaded, Loader, Origin, Profile, RingConfig, reference};
 use proptest::prelude::*;
 use tempfile::TempDir;
 
@@ -314,10 +312,6 @@ fn combinations_that_cannot_work_are_refused() {
             vec!["node.id=x", "rings.0.name=a", "rings.0.token_generation_strategy=spread-minimizing"],
             "rings[0].token_generation_strategy",
         ),
-        (
-            vec!["rings.0.name=a", "rings.0.token_generation_strategy=spread-minimizing", "rings.0.tokens_file_path=t"],
-            "rings[0].tokens_file_path",
-        ),
         (vec!["node.address=nowhere"], "node.address"),
         (vec!["node.address=::1:80"], "node.address"),
         (vec!["node.address=h:0"], "node.address"),
@@ -462,7 +456,7 @@ fn a_configuration_can_be_written_in_code() {
         .multi(KvStore::Consul, KvStore::Memberlist)
         .consul_host("consul:8500")
         .ring("ingester")
-        .ring_with(RingConfig { token_generation_strategy: TokenStrategy::SpreadMinimizing, ..RingConfig::named("b") })
+        .ring_with(RingConfig { num_tokens: 64, ..RingConfig::named("b") })
         .runtime_config_file("runtime.yaml")
         .http_listen("")
         .with(|config| config.memberlist.max_join_retries = 0)
@@ -472,7 +466,7 @@ fn a_configuration_can_be_written_in_code() {
         "node: {id: ingester-1, zone: zone-a, address: '10.0.0.5:9095'}\n\
          memberlist: {bind_addr: 127.0.0.1, bind_port: 0, join_members: 'a:1', cluster_label: prod, profile: local, max_join_retries: 0}\n\
          kv: {store: multi, multi: {primary: consul, secondary: memberlist}, consul: {host: 'consul:8500'}}\n\
-         rings: [{name: ingester}, {name: b, token_generation_strategy: spread-minimizing}]\n\
+         rings: [{name: ingester}, {name: b, num_tokens: 64}]\n\
          runtime_config: {file: runtime.yaml}\nhttp: {listen: ''}\n",
     );
     assert_eq!(built, loaded.unwrap().config);

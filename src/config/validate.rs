@@ -255,5 +255,6 @@ fn is_join_member(text: &str) -> bool {
         // The port is not in an A record, so it must stand here.
         return is_host_port(rest);
     }
-    is_host_port(text) || is_host(text) || text.parse::<IpAddr>().is_ok()
+    let srv = text.starts_with("dnssrv+") || text.starts_with("dnssrvnoa+");
+    !srv && (is_host_port(text) || is_host(text) || text.parse::<IpAddr>().is_ok())
 }
