@@ -14,7 +14,7 @@ use arc_swap::ArcSwap;
 use bytes::Bytes;
 use tokio::sync::{mpsc, oneshot, watch};
 
-use self::gossip_side::{advertised, bind, start_gossip};
+use self::gossip_side::{advertised, bind, start_gossip, swim_config};
 use self::rings::start_ring;
 use self::stores::base_store;
 use super::config_watcher::{ConfigParts, ConfigWatcher, RuntimeView};
@@ -156,11 +156,12 @@ impl System {
         // Everything that can fail comes before the first actor is spawned.
         let transport = if config.kv.uses_gossip() { Some(bind(&config, &extras)?) } else { None };
         let advertised = transport.as_ref().map(|transport| advertised(&config, transport.local_addr())).transpose()?;
+        let swim = swim_config(&config)?;
         let other = base_store(&config, &codecs, extras.memory.as_ref())?;
 
         spawner.spawn("supervisor", Supervisor::new(tree.clone()));
         let gossip = transport.zip(advertised).map(|(transport, advertised)| {
-            start_gossip(&spawner, &config, &codecs, &events, &members, transport, advertised, extras.meta)
+            start_gossip(&spawner, &config, swim, &codecs, &events, &members, transport, advertised, extras.meta)
         });
         let gossip_store = gossip.as_ref().map(|gossip| gossip.client.clone() as SharedStore);
         let (store, mirror) = match config.kv.store {
