@@ -31,6 +31,8 @@ memberlist:
   cluster_label_verification_disabled: false
   accepted_labels: []
   encryption_keys: []
+  gossip_verify_incoming: true
+  gossip_verify_outgoing: true
   compression: none
   profile: lan
   gossip_interval: 200ms
@@ -320,8 +322,6 @@ fn combinations_that_cannot_work_are_refused() {
         (vec![id.as_str()], "node.id"),
         (vec![label.as_str()], "memberlist.cluster_label"),
         (vec!["memberlist.transport=tcp"], "memberlist.transport"),
-        (vec!["memberlist.encryption_keys=c2VjcmV0"], "memberlist.encryption_keys"),
-        (vec!["memberlist.compression=lzw"], "memberlist.compression"),
         (vec!["memberlist.tls_enabled=true"], "memberlist.tls_enabled"),
         (vec!["memberlist.advertise_addr=gossip.local"], "memberlist.advertise_addr"),
         (vec!["memberlist.join_members=ok:1,dns+noport"], "memberlist.join_members[1]"),
@@ -341,6 +341,21 @@ fn combinations_that_cannot_work_are_refused() {
     ] {
         let found = problems(&assignments);
         assert!(found.iter().any(|found| found == key), "{assignments:?}: {found:?}");
+    }
+}
+
+#[test]
+fn gossip_keys_that_cannot_work_are_refused() {
+    let key = "MDEyMzQ1Njc4OWFiY2RlZg==";
+    let keys = |keys: &[&str]| format!("memberlist.encryption_keys={}", keys.join(","));
+    for (assignments, refused) in [
+        (vec![keys(&["c2VjcmV0"])], "memberlist.encryption_keys[0]"),
+        (vec![keys(&[key, "hunter2"])], "memberlist.encryption_keys[1]"),
+        (vec![keys(&[key; 9])], "memberlist.encryption_keys"),
+        (vec![keys(&[key]), "memberlist.gossip_verify_outgoing=false".to_owned()], "memberlist.gossip_verify_outgoing"),
+    ] {
+        let found = problems(&assignments.iter().map(String::as_str).collect::<Vec<_>>());
+        assert_eq!(found, [refused], "{assignments:?}");
     }
 }
 
@@ -369,6 +384,15 @@ fn what_works_is_accepted() {
         vec!["memberlist.profile=grafana", "memberlist.advertise_addr=10.1.2.3"],
         vec!["memberlist.join_members=a,b:1,dns+c:2,10.0.0.1,[::1]:7946"],
         vec!["rings.0.name=a", "http.listen=[::]:0"],
+        vec!["memberlist.encryption_keys=MDEyMzQ1Njc4OWFiY2RlZg==,MDEyMzQ1Njc4OWFiY2RlZjAxMjM0NTY3ODlhYmNkZWY="],
+        vec![
+            "memberlist.encryption_keys=MDEyMzQ1Njc4OWFiY2RlZg==",
+            "memberlist.gossip_verify_incoming=false",
+            "memberlist.gossip_verify_outgoing=false",
+        ],
+        vec!["memberlist.gossip_verify_outgoing=false"],
+        vec!["memberlist.compression=lzw"],
+        vec!["memberlist.compression=snappy"],
     ] {
         if let Err(error) = sets(&assignments) {
             panic!("{assignments:?}: {error}");

@@ -23,7 +23,7 @@ use crate::swim::{
     Durable, ExchangeId, Input, LocalNode, Member, MemberEvent, Output, Stats, Swim, SwimConfig, UserBroadcast,
 };
 use crate::transport::PacketQueue;
-use crate::wire::StreamMessage;
+use crate::wire::{Label, StreamMessage};
 
 /// Packets handled before timers get their turn.
 const BATCH: usize = 64;
@@ -92,11 +92,14 @@ impl Membership {
     pub(crate) fn new(parts: Arc<MembershipParts>) -> Self {
         let (config, local) = (parts.config.clone(), parts.local.clone());
         let rng = SmallRng::from_rng(&mut rand::rng());
+        // Of its own for each core, straight from the operating system: a core that takes over after a crash must not
+        // repeat the nonces of the one before.
+        let nonces = rand::make_rng();
         let durable = parts.durable.lock().unwrap_or_else(PoisonError::into_inner).clone();
         let now = Now::read();
         let mut swim = match durable {
-            Some(durable) => Swim::resume(config, local, rng, now, durable),
-            None => Swim::new(config, local, rng, now),
+            Some(durable) => Swim::resume(config, local, rng, nonces, now, durable),
+            None => Swim::new(config, local, rng, nonces, now),
         };
         let seeds = parts.seeds.lock().unwrap_or_else(PoisonError::into_inner).clone();
         if !seeds.is_empty() {
@@ -299,6 +302,7 @@ impl Handler<Packets> for Membership {
 /// A stream that a peer opened. The answer is what to write back, or nothing.
 pub(crate) struct StreamRequest {
     pub(crate) from: SocketAddr,
+    pub(crate) label: Label,
     pub(crate) message: StreamMessage,
 }
 message!(StreamRequest => Option<Bytes>);
@@ -312,7 +316,8 @@ impl Handler<StreamRequest> for Membership {
         let exchange = ExchangeId(INBOUND | id);
         let (answer, answered) = oneshot::channel();
         self.inbound.insert(exchange.0, answer);
-        self.input(Input::StreamRequest { exchange, from: request.from, message: request.message }, ctx);
+        let StreamRequest { from, label, message } = request;
+        self.input(Input::StreamRequest { exchange, from, label, message }, ctx);
         // A request that is not answered at once stays only as long as somebody waits for it.
         self.inbound.retain(|_, waiting| !waiting.is_closed());
         Box::pin(async move { answered.await.ok().flatten() })

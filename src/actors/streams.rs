@@ -5,7 +5,7 @@ use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt};
 
 use crate::transport::BytePermit;
 use crate::transport::io::{ReadError, ReadLimits, feed_until};
-use crate::wire::{PacketOptions, StreamDecoder, StreamMessage, StreamSide, WireError};
+use crate::wire::{Label, PacketOptions, StreamDecoder, StreamMessage, StreamSide, WireError};
 
 /// Why a stream exchange failed.
 #[derive(Debug, thiserror::Error)]
@@ -20,15 +20,15 @@ pub(crate) enum StreamError {
     NoMessage,
 }
 
-/// Reads one message. Memory grows with what has arrived, up to the decoder's limits and to what is left of the budget
-/// that all streams share; keep the permit for as long as the message.
+/// Reads one message, and says under which label it came. Memory grows with what has arrived, up to the decoder's limits
+/// and to what is left of the budget that all streams share; keep the permit for as long as the message.
 pub(crate) async fn read(
     stream: &mut (impl AsyncRead + Unpin),
     options: &PacketOptions,
     side: StreamSide,
     limits: &ReadLimits,
     permit: &mut BytePermit,
-) -> Result<StreamMessage, StreamError> {
+) -> Result<(Label, StreamMessage), StreamError> {
     let mut decoder = StreamDecoder::new(options, side);
     let mut message = None;
     let fed = feed_until(stream, limits, permit, |piece| {
@@ -37,7 +37,10 @@ pub(crate) async fn read(
         Ok(message.is_some())
     });
     match fed.await {
-        Ok(_) => message.ok_or(StreamError::NoMessage),
+        // Compressed data became a message at one blow, so it can be paid for afterwards: only one stream at a time is
+        // in debt.
+        Ok(_) if !permit.try_grow(decoder.decompressed()) => Err(ReadError::Overloaded.into()),
+        Ok(_) => Ok((decoder.label().clone(), message.ok_or(StreamError::NoMessage)?)),
         Err(ReadError::Closed { received }) if received > 0 => {
             // The decoder knows what was missing when the other side closed.
             decoder.finish()?;

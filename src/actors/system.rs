@@ -14,7 +14,7 @@ use arc_swap::ArcSwap;
 use bytes::Bytes;
 use tokio::sync::{mpsc, oneshot, watch};
 
-use self::gossip_side::{advertised, bind, start_gossip};
+use self::gossip_side::{advertised, bind, start_gossip, swim_config};
 use self::rings::start_ring;
 use self::stores::other_store;
 use super::config_watcher::{ConfigParts, ConfigWatcher, RuntimeView};
@@ -162,6 +162,7 @@ impl System {
         // Everything that can fail comes before the first actor is spawned.
         let transport = if config.kv.uses_gossip() { Some(bind(&config, &extras)?) } else { None };
         let advertised = transport.as_ref().map(|transport| advertised(&config, transport.local_addr())).transpose()?;
+        let swim = swim_config(&config)?;
         let memory = extras.memory.unwrap_or_default();
         let mut others = Vec::new();
         for kind in config.kv.stores().into_iter().filter(|kind| *kind != KvStore::Memberlist) {
@@ -170,7 +171,7 @@ impl System {
 
         spawn_supervisor(&spawner);
         let gossip = transport.zip(advertised).map(|(transport, advertised)| {
-            start_gossip(&spawner, &config, &codecs, &events, &members, transport, advertised, extras.meta)
+            start_gossip(&spawner, &config, swim, &codecs, &events, &members, transport, advertised, extras.meta)
         });
         let store_of = |wanted: KvStore| match &gossip {
             Some(gossip) if wanted == KvStore::Memberlist => Ok(gossip.client.clone() as SharedStore),

@@ -101,7 +101,9 @@ impl Handler<Exchange> for TransportActor {
                 // We asked: the answer may take until the deadline to begin.
                 let limits = ReadLimits { first_byte: exchange.timeout, ..ReadLimits::new(deadline, MAX_STREAM) };
                 let mut permit = parts.budget.permit();
-                streams::read(&mut stream, &parts.packet, StreamSide::Dialed, &limits, &mut permit).await.map(Some)
+                streams::read(&mut stream, &parts.packet, StreamSide::Dialed, &limits, &mut permit)
+                    .await
+                    .map(|(_, message)| Some(message))
             };
             match tokio::time::timeout_at(deadline, io).await {
                 Ok(result) => result.map_err(|error: streams::StreamError| format!("{}: {error}", exchange.to)),
@@ -144,9 +146,10 @@ async fn serve(
 ) -> Result<(), streams::StreamError> {
     let limits = ReadLimits::new(tokio::time::Instant::now() + parts.stream_timeout, MAX_STREAM);
     let mut permit = parts.budget.permit();
-    let message = streams::read(&mut stream, &parts.packet, StreamSide::Accepted, &limits, &mut permit).await?;
+    let (label, message) =
+        streams::read(&mut stream, &parts.packet, StreamSide::Accepted, &limits, &mut permit).await?;
     let Some(membership) = parts.membership.get() else { return Ok(()) };
-    let answer = membership.send(StreamRequest { from, message }).await;
+    let answer = membership.send(StreamRequest { from, label, message }).await;
     if let Ok(Some(bytes)) = answer {
         streams::write(&mut stream, &bytes).await?;
     }

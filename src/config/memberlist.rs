@@ -30,9 +30,9 @@ pub enum Compression {
     /// Not at all.
     #[default]
     None,
-    /// LZW, memberlist's own. Refused by this version for sending.
+    /// LZW, memberlist's own: every member reads it.
     Lzw,
-    /// Snappy, of Grafana's fork. Refused by this version for sending.
+    /// Snappy, which only Annulus and Grafana's fork read.
     Snappy,
 }
 
@@ -78,10 +78,14 @@ pub struct MemberlistConfig {
     /// Further labels accepted from others, during a change of label.
     #[serde(deserialize_with = "units::list")]
     pub accepted_labels: Vec<String>,
-    /// Gossip keys in base64, of 16, 24 or 32 bytes; the first encrypts, all decrypt (not in this version).
+    /// Gossip keys in base64, of 16, 24 or 32 bytes, at most 8; the first encrypts, all decrypt. Empty: no encryption.
     #[serde(deserialize_with = "units::list")]
     pub encryption_keys: Vec<Secret>,
-    /// How sent messages are compressed (only none in this version).
+    /// With keys: refuse what is not encrypted. Switched on last when a running cluster moves to encryption.
+    pub gossip_verify_incoming: bool,
+    /// With keys: encrypt what is sent. Switched on when every node has the keys.
+    pub gossip_verify_outgoing: bool,
+    /// How sent messages are compressed. lzw: every member reads it. snappy: only Annulus and Grafana's fork.
     pub compression: Compression,
     /// Set of timings that the keys below start from.
     pub profile: Profile,
@@ -157,6 +161,8 @@ impl Default for MemberlistConfig {
             cluster_label_verification_disabled: false,
             accepted_labels: Vec::new(),
             encryption_keys: Vec::new(),
+            gossip_verify_incoming: true,
+            gossip_verify_outgoing: true,
             compression: Compression::None,
             profile: Profile::Lan,
             gossip_interval: None,

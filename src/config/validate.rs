@@ -4,13 +4,18 @@ use std::collections::HashSet;
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
+
 use super::error::Problem;
-use super::memberlist::{Compression, TransportKind};
+use super::memberlist::TransportKind;
 use super::rings::TokenStrategy;
 use super::{Config, KvStore, MemberlistConfig, RingConfig};
 
 /// Longest name and label that fit the wire.
 const MAX_NAME_BYTES: usize = 255;
+/// Most gossip keys: as many as a node tries on what it receives.
+const MAX_KEYS: usize = 8;
 /// Most tokens of one instance.
 const MAX_TOKENS: u32 = 4096;
 /// Largest payload of a UDP packet over IPv4.
@@ -37,6 +42,7 @@ pub(super) fn problems(config: &Config) -> Vec<Problem> {
     let mut found = Problems(Vec::new());
     node(config, &mut found);
     memberlist(&config.memberlist, &mut found);
+    encryption(&config.memberlist, &mut found);
     unavailable(&config.memberlist, &mut found);
     kv(config, &mut found);
     let mut names = HashSet::new();
@@ -144,16 +150,31 @@ fn memberlist(m: &MemberlistConfig, found: &mut Problems) {
     }
 }
 
+/// The keys of gossip. What is said about a wrong one never contains it.
+fn encryption(m: &MemberlistConfig, found: &mut Problems) {
+    for (index, key) in m.encryption_keys.iter().enumerate() {
+        let length = STANDARD.decode(key.expose().trim()).map(|bytes| bytes.len());
+        let reason = match length {
+            Ok(16 | 24 | 32) => continue,
+            Ok(length) => format!("has {length} bytes; a key has 16, 24 or 32"),
+            Err(_) => "is not base64; make one with `openssl rand -base64 32`".to_owned(),
+        };
+        found.add(format!("memberlist.encryption_keys[{index}]"), reason);
+    }
+    if m.encryption_keys.len() > MAX_KEYS {
+        found.add("memberlist.encryption_keys", "holds more than 8 keys; remove those that no node encrypts with");
+    }
+    found.check(
+        m.encryption_keys.is_empty() || m.gossip_verify_outgoing || !m.gossip_verify_incoming,
+        "memberlist.gossip_verify_outgoing",
+        "is off while gossip_verify_incoming is on: nodes would refuse each other; switch outgoing on first",
+    );
+}
+
 /// Settings that this version knows but cannot do. They are refused, because ignoring them would be worse.
 fn unavailable(m: &MemberlistConfig, found: &mut Problems) {
     if m.transport == TransportKind::Tcp {
         found.add("memberlist.transport", format!("`tcp` is {LATER}; use udp"));
-    }
-    if !m.encryption_keys.is_empty() {
-        found.add("memberlist.encryption_keys", format!("encryption of gossip is {LATER}; remove the keys"));
-    }
-    if m.compression != Compression::None {
-        found.add("memberlist.compression", format!("compression of sent messages is {LATER}; use none"));
     }
     if m.tls_enabled {
         found.add("memberlist.tls_enabled", format!("TLS between nodes is {LATER}; use false"));

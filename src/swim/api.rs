@@ -7,6 +7,7 @@ use std::time::Duration;
 use bytes::Bytes;
 
 use super::member::Member;
+use crate::wire::Label;
 use crate::wire::message::{Alive, NodeName, StreamMessage};
 
 /// Who this node is.
@@ -44,6 +45,9 @@ pub enum Input {
         exchange: ExchangeId,
         /// The peer's socket address; its port is not the one at which it listens.
         from: SocketAddr,
+        /// The label that it sent ([`StreamDecoder::label`](crate::wire::StreamDecoder::label)): an encrypted answer goes
+        /// back under it.
+        label: Label,
         /// What it sent.
         message: StreamMessage,
     },

@@ -6,7 +6,7 @@ use bytes::Bytes;
 
 use super::{Output, Swim, UserBroadcast};
 use crate::wire::message::{MemberState, Message, NodeName, StreamMessage};
-use crate::wire::{COMPOUND_HEADER, COMPOUND_PART, encode_message, encode_stream};
+use crate::wire::{COMPOUND_HEADER, COMPOUND_PART, encode_message, encode_request};
 
 /// How many broadcasts that fit no packet are streamed to one member in one round: each costs a connection.
 const STREAMED_PER_TARGET: usize = 2;
@@ -76,7 +76,7 @@ impl Swim {
 
     fn stream_user(&mut self, to: std::net::SocketAddr, bytes: Bytes) {
         let exchange = self.next_exchange();
-        let bytes = encode_stream(&StreamMessage::User(bytes), self.label());
+        let bytes = encode_request(&StreamMessage::User(bytes), &self.config.packet, &mut self.nonces);
         let timeout = self.config.stream_timeout;
         self.outputs.push_back(Output::OpenStream { exchange, to, bytes, expect_reply: false, timeout });
     }

@@ -8,11 +8,12 @@
 //! ```
 //! use annulus::clock::Now;
 //! use annulus::swim::{Input, LocalNode, Swim, SwimConfig};
-//! use rand::{SeedableRng, rngs::SmallRng};
+//! use rand::rngs::{SmallRng, StdRng};
 //!
 //! let local = LocalNode { name: "a".into(), addr: "10.0.0.1:7946".parse()?, meta: Default::default() };
 //! let now = Now::read();
-//! let mut swim = Swim::new(SwimConfig::lan(), local, SmallRng::seed_from_u64(1), now);
+//! let (rng, nonces): (SmallRng, StdRng) = (rand::make_rng(), rand::make_rng());
+//! let mut swim = Swim::new(SwimConfig::lan(), local, rng, nonces, now);
 //! swim.handle(now, Input::Join { id: 1, seeds: vec!["10.0.0.2:7946".parse()?] });
 //! while let Some(output) = swim.poll_output() {
 //!     // send the packet, open the stream, tell the application ...
@@ -76,7 +77,7 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use rand::RngExt;
-use rand::rngs::SmallRng;
+use rand::rngs::{SmallRng, StdRng};
 
 pub use api::{ExchangeId, Input, LocalNode, MemberEvent, Output, UserBroadcast};
 pub use broadcast::{MAX_USER_QUEUE, retransmit_limit};
@@ -98,7 +99,6 @@ use self::push_pull::Exchanges;
 use self::suspicion::Suspicion;
 use self::timers::{Timer, Timers};
 use crate::clock::Now;
-use crate::wire::Label;
 use crate::wire::message::{MemberState, NodeName, VSN, WireIp};
 
 /// The membership core of one node. See the [module](self).
@@ -107,6 +107,7 @@ pub struct Swim {
     config: SwimConfig,
     local: LocalNode,
     rng: SmallRng,
+    nonces: StdRng,
     table: Table,
     /// Counts changes of the table, for [`Swim::changes`].
     changes: u64,
@@ -136,9 +137,13 @@ pub struct Durable {
 
 impl Swim {
     /// A node that knows only itself, at incarnation 1.
+    ///
+    /// `rng` decides who is probed and told when. `nonces` is for encryption alone, and must be seeded from the operating
+    /// system for every core that is made, the resumed ones included: two cores that share a key and a nonce break the
+    /// encryption of the whole cluster (see [`wire::crypt`](crate::wire::crypt)).
     #[must_use]
-    pub fn new(config: SwimConfig, local: LocalNode, rng: SmallRng, now: Now) -> Self {
-        let mut swim = Self::empty(config, local, rng);
+    pub fn new(config: SwimConfig, local: LocalNode, rng: SmallRng, nonces: StdRng, now: Now) -> Self {
+        let mut swim = Self::empty(config, local, rng, nonces);
         swim.insert_self(now.mono, 1);
         swim.start(now.mono);
         swim
@@ -148,10 +153,18 @@ impl Swim {
     /// `durable`, and whether it had left. What was queued or in flight is gone, so it exchanges its full state with
     /// two members at once. If it was leaving or had left, it says goodbye again and reports [`Output::LeaveDone`] again.
     ///
-    /// Name and address of `local` should be as before. Suspects get their whole time again.
+    /// Name and address of `local` should be as before. Suspects get their whole time again. For `nonces` see
+    /// [`Swim::new`]: it must not be the generator, or the seed, of the core before.
     #[must_use]
-    pub fn resume(config: SwimConfig, local: LocalNode, rng: SmallRng, now: Now, durable: Durable) -> Self {
-        let mut swim = Self::empty(config, local, rng);
+    pub fn resume(
+        config: SwimConfig,
+        local: LocalNode,
+        rng: SmallRng,
+        nonces: StdRng,
+        now: Now,
+        durable: Durable,
+    ) -> Self {
+        let mut swim = Self::empty(config, local, rng, nonces);
         let mut suspects = Vec::new();
         for member in durable.members {
             match member.state {
@@ -177,7 +190,7 @@ impl Swim {
         swim
     }
 
-    fn empty(config: SwimConfig, local: LocalNode, mut rng: SmallRng) -> Self {
+    fn empty(config: SwimConfig, local: LocalNode, mut rng: SmallRng, nonces: StdRng) -> Self {
         // After a restart, a late answer to the predecessor's ping or stream must not be taken for one to ours.
         let seq_no = rng.random();
         let first_exchange = u64::from(rng.random::<u32>()) << 24;
@@ -186,6 +199,7 @@ impl Swim {
             config,
             local,
             rng,
+            nonces,
             table: Table::default(),
             changes: 0,
             probing: Probing::default(),
@@ -249,7 +263,9 @@ impl Swim {
         match input {
             Input::Tick => {}
             Input::Packet { from, bytes } => self.on_packet(at, from, &bytes),
-            Input::StreamRequest { exchange, from, message } => self.on_stream_request(at, exchange, from, message),
+            Input::StreamRequest { exchange, from, label, message } => {
+                self.on_stream_request(at, exchange, from, label, message);
+            }
             Input::StreamReply { exchange, result } => self.on_stream_reply(at, exchange, result),
             Input::UserState { exchange, bytes } => self.on_user_state(at, exchange, bytes),
             Input::Join { id, seeds } => self.on_join(at, id, seeds),
@@ -369,12 +385,6 @@ impl Swim {
     /// Whether some other member is alive or suspect.
     fn has_company(&self) -> bool {
         self.table.iter().any(|m| m.is_live() && m.name != self.local.name)
-    }
-
-    /// The label that streams start with.
-    fn label(&self) -> Option<&Label> {
-        let label = &self.config.packet.label;
-        (!label.is_empty()).then_some(label)
     }
 
     fn retransmit_limit(&self) -> u32 {

@@ -41,12 +41,12 @@ impl Swim {
 
     /// What a single message may take, so that its packet keeps within the budget.
     pub(super) fn message_budget(&self) -> usize {
-        self.config.packet_budget.saturating_sub(packet_overhead(&self.config.packet.label))
+        self.config.packet_budget.saturating_sub(packet_overhead(&self.config.packet))
     }
 
     /// Sends encoded messages as they are.
     pub(super) fn send_parts(&mut self, to: SocketAddr, parts: &[Bytes], crc: bool) {
-        for bytes in encode_packets(parts, &self.config.packet, crc) {
+        for bytes in encode_packets(parts, &self.config.packet, crc, &mut self.nonces) {
             self.stats.packets_sent += 1;
             self.outputs.push_back(Output::SendPacket { to, bytes });
         }

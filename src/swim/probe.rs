@@ -14,7 +14,7 @@ use super::{ExchangeId, Output, Swim};
 use crate::wire::message::{
     Ack, IndirectPing, MemberState, Message, Nack, NodeName, Ping, Source, StreamMessage, Suspect, WireIp,
 };
-use crate::wire::{encode_message, encode_stream};
+use crate::wire::{encode_message, encode_request};
 
 /// The most pings relayed for others at a time; more are ignored and counted.
 pub(super) const MAX_RELAYS: usize = 1024;
@@ -163,7 +163,7 @@ impl Swim {
             let exchange = self.next_exchange();
             stream = Some(exchange);
             let ping = StreamMessage::Ping(Ping { seq_no, node: target.name.clone(), source: self.source() });
-            let bytes = encode_stream(&ping, self.label());
+            let bytes = encode_request(&ping, &self.config.packet, &mut self.nonces);
             self.outputs.push_back(Output::OpenStream { exchange, to, bytes, expect_reply: true, timeout });
         }
         if let Some(probe) = &mut self.probing.current {

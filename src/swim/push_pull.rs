@@ -14,9 +14,9 @@ use bytes::Bytes;
 use super::member::is_compatible;
 use super::timers::Timer;
 use super::{ExchangeId, Output, Swim};
-use crate::wire::encode_stream;
 use crate::wire::message::{Ack, Alive, Dead, MemberState, PushNode, PushPull, StreamMessage, Suspect};
 use crate::wire::stream::MAX_USER_STATE;
+use crate::wire::{Label, encode_reply, encode_request};
 
 /// The most push/pulls of others that wait for our state at a time; more are closed at once.
 pub const MAX_INBOUND_PUSH_PULLS: usize = 128;
@@ -51,7 +51,7 @@ enum Exchange {
     /// Ours.
     Out { to: SocketAddr, purpose: Purpose, sent: bool },
     /// Another's, whose state waits until ours is sent.
-    In { from: SocketAddr, remote: PushPull },
+    In { from: SocketAddr, label: Label, remote: PushPull },
 }
 
 /// All push/pulls in progress.
@@ -124,6 +124,7 @@ impl Swim {
         now: Instant,
         exchange: ExchangeId,
         from: SocketAddr,
+        label: Label,
         message: StreamMessage,
     ) {
         let answer = match message {
@@ -134,15 +135,14 @@ impl Swim {
             StreamMessage::PushPull(remote) => {
                 self.stats.push_pulls_accepted += 1;
                 let join = remote.join;
-                self.exchanges.open.insert(exchange, Exchange::In { from, remote });
+                self.exchanges.open.insert(exchange, Exchange::In { from, label, remote });
                 self.guard(now, exchange);
                 self.outputs.push_back(Output::NeedUserState { exchange, join });
                 return;
             }
             StreamMessage::Ping(ping) if ping.node.is_empty() || ping.node == self.local.name => {
                 let ack = Ack { seq_no: ping.seq_no, payload: Bytes::new() };
-                // Whoever answers sends no label.
-                Some(encode_stream(&StreamMessage::Ack(ack), None))
+                Some(encode_reply(&StreamMessage::Ack(ack), &self.config.packet, &label, &mut self.nonces))
             }
             StreamMessage::Ping(_) => {
                 self.stats.refuse_message("ping_for_another");
@@ -165,13 +165,15 @@ impl Swim {
             Some(Exchange::Out { to, purpose, sent }) if !*sent => {
                 *sent = true;
                 let (to, join) = (*to, *purpose != Purpose::Periodic);
-                let bytes = encode_stream(&self.own_state(join, user_state), self.label());
+                let state = self.own_state(join, user_state);
+                let bytes = encode_request(&state, &self.config.packet, &mut self.nonces);
                 let timeout = self.config.stream_timeout;
                 self.outputs.push_back(Output::OpenStream { exchange, to, bytes, expect_reply: true, timeout });
             }
             Some(Exchange::In { .. }) => {
-                let Some(Exchange::In { from, remote }) = self.exchanges.open.remove(&exchange) else { return };
-                let bytes = Some(encode_stream(&self.own_state(remote.join, user_state), None));
+                let Some(Exchange::In { from, label, remote }) = self.exchanges.open.remove(&exchange) else { return };
+                let state = self.own_state(remote.join, user_state);
+                let bytes = Some(encode_reply(&state, &self.config.packet, &label, &mut self.nonces));
                 // Answer first, as every peer does: even one whose state we refuse learns the members.
                 self.outputs.push_back(Output::RespondStream { exchange, bytes });
                 let peer = sole_node_at(&remote.nodes, from.ip());

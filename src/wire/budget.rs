@@ -40,6 +40,11 @@ impl Budget {
         Ok(())
     }
 
+    /// How many bytes may still be made.
+    pub(super) fn bytes_left(&self) -> usize {
+        self.bytes
+    }
+
     /// Pays for one value.
     pub(super) fn item(&mut self) -> Result<(), WireError> {
         self.items = self.items.checked_sub(1).ok_or(WireError::OverBudget { what: "items" })?;

@@ -2,16 +2,6 @@
 
 use super::label::Label;
 
-/// A layer that Annulus knows and cannot read yet.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[non_exhaustive]
-pub enum Layer {
-    /// Type 9: the rest is compressed.
-    Compression,
-    /// Type 10 of a stream: the rest is encrypted.
-    Encryption,
-}
-
 /// Why bytes were refused.
 ///
 /// A refusal changes no state: the packet, the part of a compound, or the stream is dropped, and the caller counts it
@@ -38,9 +28,23 @@ pub enum WireError {
     /// streams in a packet (or the reverse). No peer sends these; nested layers are how decoders are made to explode.
     #[error("message type {0} may not stand here")]
     Misplaced(u8),
-    /// A layer that this version cannot read: the peers are configured for it and this node is not.
-    #[error("{0:?} is not supported")]
-    Unsupported(Layer),
+    /// An encrypted stream, and this node has no key. (An encrypted packet without a key cannot be told from a damaged
+    /// ping, and is refused for whatever its bytes happen to look like.)
+    #[error("encrypted, and there is no key here")]
+    NoKey,
+    /// Not encrypted, and this node has a key and takes nothing else.
+    #[error("not encrypted, though there is a key here")]
+    NotEncrypted,
+    /// Encrypted with another key, for another label or transport, or damaged; or a ping that is not encrypted. These
+    /// are not told apart, so that nobody learns from the answer how far a forgery came.
+    #[error("no key here decrypts it")]
+    NotDecrypted,
+    /// A compression algorithm that nobody defined.
+    #[error("unknown compression algorithm {0}")]
+    UnknownCompression(u8),
+    /// Compressed data that is damaged or ends early.
+    #[error("compressed data is damaged")]
+    NotDecompressed,
     /// A label header of length zero.
     #[error("label header without a label")]
     EmptyLabel,
@@ -115,8 +119,11 @@ impl WireError {
             Self::CompoundTruncated { .. } => "compound_truncated",
             Self::UnknownType(_) => "unknown_type",
             Self::Misplaced(_) => "misplaced_type",
-            Self::Unsupported(Layer::Compression) => "compression_unsupported",
-            Self::Unsupported(Layer::Encryption) => "encryption_unsupported",
+            Self::NoKey => "no_key",
+            Self::NotEncrypted => "not_encrypted",
+            Self::NotDecrypted => "not_decrypted",
+            Self::UnknownCompression(_) => "unknown_compression",
+            Self::NotDecompressed => "not_decompressed",
             Self::EmptyLabel => "label_empty",
             Self::WrongLabel { got } if got.is_empty() => "label_missing",
             Self::WrongLabel { .. } => "label_mismatch",

@@ -277,6 +277,11 @@ impl<'a, 'b> Reader<'a, 'b> {
         }
     }
 
+    /// A byte string of any length where it stands, raw or bin: nothing is copied, so its length needs no limit.
+    pub(super) fn borrowed(&mut self) -> Result<&'a [u8], WireError> {
+        self.text(usize::MAX)
+    }
+
     /// A node name.
     pub(super) fn name(&mut self) -> Result<NodeName, WireError> {
         Ok(NodeName::from(self.string(MAX_NAME)?))

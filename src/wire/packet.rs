@@ -3,21 +3,32 @@
 //! The layers, outermost first, are label, encryption, checksum, compression, compound, message. A decoder accepts each
 //! at most once and only in this order, which is the order in which every Go sender writes them.
 
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
+use rand::CryptoRng;
 
 use super::body;
 use super::budget::Budget;
 use super::compound::{self, COMPOUND_MAX_PART, COMPOUND_MAX_PARTS};
+use super::compress::{self, Compression};
 use super::crc::{self, CRC_HEADER};
-use super::error::{Layer, WireError};
+use super::crypt::{self, EncryptionVersion};
+use super::error::WireError;
+use super::keyring::{Key, Keyring};
 use super::kind;
 use super::label::{self, Label};
 use super::message::Message;
 use super::msgpack::Writer;
 
-/// How packets and streams are labelled.
+/// How packets and streams are wrapped: label, encryption, compression.
 ///
-/// The default is no label, and to refuse whatever carries one.
+/// The default is no label, no key and no compression: whatever carries a label is refused, and what is compressed is
+/// read all the same.
+///
+/// # From plaintext to encryption, node by node
+///
+/// A running cluster moves in three rounds over its nodes: first every node gets the key, with both
+/// [`verify_incoming`](Self::verify_incoming) and [`verify_outgoing`](Self::verify_outgoing) off; then
+/// `verify_outgoing` is switched on, node by node; then `verify_incoming`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PacketOptions {
     /// The label that this node sends, and accepts.
@@ -28,11 +39,30 @@ pub struct PacketOptions {
     /// Labels that are accepted besides [`label`](Self::label): the narrow way to move from one label to another.
     /// [`Label::NONE`] in this list accepts packets without a label.
     pub accepted_labels: Vec<Label>,
+    /// The keys. Empty, the default, means no encryption.
+    pub keyring: Keyring,
+    /// Whether a node that has a key refuses what is not encrypted (true).
+    pub verify_incoming: bool,
+    /// Whether a node that has a key encrypts what it sends (true).
+    pub verify_outgoing: bool,
+    /// How what is sent is encrypted (version 1).
+    pub encryption_version: EncryptionVersion,
+    /// How what is sent is compressed, where that makes it shorter (not at all).
+    pub compression: Compression,
 }
 
 impl Default for PacketOptions {
     fn default() -> Self {
-        Self { label: Label::NONE, verify_label: true, accepted_labels: Vec::new() }
+        Self {
+            label: Label::NONE,
+            verify_label: true,
+            accepted_labels: Vec::new(),
+            keyring: Keyring::default(),
+            verify_incoming: true,
+            verify_outgoing: true,
+            encryption_version: EncryptionVersion::V1,
+            compression: Compression::None,
+        }
     }
 }
 
@@ -43,13 +73,24 @@ impl PacketOptions {
         !self.verify_label || *label == self.label || self.accepted_labels.contains(label)
     }
 
-    /// Strips the label header and checks it: how many bytes it took, or `None` when it is not complete.
-    pub(super) fn check_label(&self, bytes: &[u8]) -> Result<Option<usize>, WireError> {
+    /// The key that outgoing messages are encrypted with, if they are.
+    pub(super) fn sealing_key(&self) -> Option<&Key> {
+        self.keyring.primary().filter(|_| self.verify_outgoing)
+    }
+
+    /// Whether what is not encrypted is refused.
+    pub(super) fn requires_encryption(&self) -> bool {
+        self.verify_incoming && !self.keyring.is_empty()
+    }
+
+    /// Splits off the label header and checks it: the label and how many bytes it took, or `None` when it is not
+    /// complete.
+    pub(super) fn check_label(&self, bytes: &[u8]) -> Result<Option<(Label, usize)>, WireError> {
         let Some((label, len)) = label::split(bytes)? else { return Ok(None) };
         if !self.accepts(&label) {
             return Err(WireError::WrongLabel { got: label });
         }
-        Ok(Some(len))
+        Ok(Some((label, len)))
     }
 }
 
@@ -81,14 +122,28 @@ pub fn decode_packet(bytes: &Bytes, options: &PacketOptions) -> Result<Packet, W
     if bytes.is_empty() {
         return Err(WireError::Empty);
     }
+    let (label, header) = options.check_label(bytes)?.ok_or(WireError::Truncated)?;
+    let bytes = bytes.slice(header..);
+    if options.keyring.is_empty() {
+        return decode_plain(bytes);
+    }
+    // The label that came with it, which may be another than ours while a cluster changes its label.
+    match crypt::open(BytesMut::from(&bytes[..]), &options.keyring, label.as_bytes()) {
+        Ok(plain) => decode_plain(plain.freeze()),
+        Err(error) if options.verify_incoming => Err(error),
+        Err(WireError::NotDecrypted) => decode_plain(bytes).map_err(|_| WireError::NotDecrypted),
+        Err(_) => decode_plain(bytes),
+    }
+}
+
+/// Reads what lies inside label and encryption.
+fn decode_plain(bytes: Bytes) -> Result<Packet, WireError> {
     let mut budget = Budget::packet();
-    let header = options.check_label(bytes)?.ok_or(WireError::Truncated)?;
-    // Encryption stands here. Without keys an encrypted packet cannot be told from a damaged ping (its version byte is
-    // the type of a ping or an indirect ping), and its body is refused as msgpack.
-    let bytes = crc::strip(bytes.slice(header..))?;
-    let kind = *bytes.first().ok_or(WireError::Empty)?;
-    match kind {
-        kind::COMPRESS => Err(WireError::Unsupported(Layer::Compression)),
+    let mut bytes = crc::strip(bytes)?;
+    if bytes.first() == Some(&kind::COMPRESS) {
+        bytes = compress::decode(&bytes[1..], compress::MAX_PACKET, &mut budget)?;
+    }
+    match *bytes.first().ok_or(WireError::Empty)? {
         kind::COMPOUND => decode_compound(bytes.slice(1..), &mut budget),
         _ => Ok(Packet { messages: vec![decode_message(&bytes, &mut budget)?], refused: Vec::new() }),
     }
@@ -150,23 +205,29 @@ pub fn encode_message(message: &Message) -> Bytes {
     .into()
 }
 
-/// How many bytes the label, and the checksum if one is asked for, may add to a packet.
+/// How many bytes the label, the encryption and the checksum may add to a packet.
 ///
 /// What remains of a datagram after this is for the message, or for [`COMPOUND_HEADER`](super::COMPOUND_HEADER) and
 /// [`COMPOUND_PART`](super::COMPOUND_PART) bytes more a part. The checksum is always counted: whether a packet gets one
 /// is decided later than what it carries. (Go does not count it, and its packets can be five bytes too long.)
 #[must_use]
-pub const fn packet_overhead(label: &Label) -> usize {
-    label.header_len() + CRC_HEADER
+pub fn packet_overhead(options: &PacketOptions) -> usize {
+    let encryption = options.sealing_key().map_or(0, |_| options.encryption_version.overhead());
+    options.label.header_len() + encryption + CRC_HEADER
 }
 
-/// Writes encoded messages (see [`encode_message`]) as packets, with a checksum if `crc`, and with the label.
+/// Writes encoded messages (see [`encode_message`]) as packets: compressed where that makes them shorter, with a checksum
+/// if `crc`, encrypted if there is a key, and with the label.
 ///
 /// One message goes as it is, several as compounds of at most 255 parts; a message of more than 65 535 bytes, which a
 /// compound cannot hold, goes alone. What is in a packet is not limited otherwise: the caller knows its transport, and
 /// chooses parts that fit.
+///
+/// `nonces` is used when there is a key: each encrypted packet takes twelve bytes of it. It must be a cryptographic
+/// generator that was seeded from the operating system, and no copy of another; a repeated nonce breaks the encryption
+/// of the whole cluster.
 #[must_use]
-pub fn encode_packets(parts: &[Bytes], options: &PacketOptions, crc: bool) -> Vec<Bytes> {
+pub fn encode_packets(parts: &[Bytes], options: &PacketOptions, crc: bool, nonces: &mut impl CryptoRng) -> Vec<Bytes> {
     let (small, large): (Vec<Bytes>, Vec<Bytes>) =
         parts.iter().cloned().partition(|part| part.len() <= COMPOUND_MAX_PART);
     let compounds = small.chunks(COMPOUND_MAX_PARTS).map(|group| match group {
@@ -177,19 +238,32 @@ pub fn encode_packets(parts: &[Bytes], options: &PacketOptions, crc: bool) -> Ve
             out.into()
         }
     });
-    compounds.chain(large).map(|packet| seal(packet, options, crc)).collect()
+    compounds.chain(large).map(|packet| wrap(packet, options, crc, nonces)).collect()
 }
 
 /// Adds the layers around the message or compound.
-fn seal(packet: Bytes, options: &PacketOptions, crc: bool) -> Bytes {
-    if options.label.is_empty() && !crc {
+fn wrap(packet: Bytes, options: &PacketOptions, crc: bool, nonces: &mut impl CryptoRng) -> Bytes {
+    let packet = compress::encode(&packet, options.compression).map_or(packet, Bytes::from);
+    let key = options.sealing_key();
+    if options.label.is_empty() && !crc && key.is_none() {
         return packet;
     }
-    let mut out = Vec::with_capacity(packet_overhead(&options.label) + packet.len());
+    let mut out = Vec::with_capacity(packet_overhead(options) + packet.len());
     options.label.write(&mut out);
-    if crc {
-        crc::write(&mut out, &packet);
-    }
-    out.extend_from_slice(&packet);
+    let Some(key) = key else {
+        checksummed(&mut out, &packet, crc);
+        return out.into();
+    };
+    let mut plain = Vec::with_capacity(CRC_HEADER + packet.len());
+    checksummed(&mut plain, &packet, crc);
+    let nonce = crypt::nonce(nonces);
+    crypt::seal(&mut out, &plain, key, options.encryption_version, nonce, options.label.as_bytes());
     out.into()
+}
+
+fn checksummed(out: &mut Vec<u8>, packet: &[u8], crc: bool) {
+    if crc {
+        crc::write(out, packet);
+    }
+    out.extend_from_slice(packet);
 }

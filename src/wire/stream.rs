@@ -2,18 +2,25 @@
 //!
 //! The layers, outermost first, are label (only what the dialer writes), encryption, compression, message. A stream has
 //! no checksum and no compounds. A [`StreamDecoder`] is fed bytes as they arrive, in pieces of any size, and looks at each
-//! of them once.
+//! of them once (and at what it decrypted and decompressed, once more each).
+//!
+//! The encrypted frame is `0a ‖ length (u32, big-endian) ‖ blob` (see [`crypt`]), where these five bytes
+//! and the label are authenticated: the label that the dialer sent, in both directions. What is sent is written by
+//! [`encode_request`](super::encode_request) and [`encode_reply`](super::encode_reply).
 
 use bytes::{Buf, Bytes, BytesMut};
 
-use super::body::{self, MAX_TEXT, PushPullHeader};
+use super::body::{self, MAX_TEXT};
 use super::budget::Budget;
-use super::error::{Layer, WireError};
+use super::compress;
+use super::crypt::{self, EncryptionVersion};
+use super::error::WireError;
 use super::kind;
 use super::label::Label;
 use super::message::{PushPull, StreamMessage};
-use super::msgpack::{Scanner, Writer};
+use super::msgpack::Scanner;
 use super::packet::PacketOptions;
+use super::stream_out::frame_aad;
 
 /// Most members in one push/pull. (memberlist: a million; its largest known cluster has some ten thousand.)
 pub const MAX_PUSH_NODES: usize = 65_536;
@@ -24,6 +31,8 @@ pub const MAX_USER_MESSAGE: usize = 20 << 20;
 /// Most bytes of one direction of a stream.
 pub const MAX_STREAM: usize = 64 << 20;
 
+/// Longest encrypted blob, in bytes: 20 MiB of message, as in memberlist, and what encryption adds.
+pub const MAX_ENCRYPTED: usize = (20 << 20) + EncryptionVersion::V0.overhead();
 /// Longest msgpack object of a stream: the longest error text, and room for the rest of its message.
 const MAX_OBJECT: usize = MAX_TEXT + (2 << 10);
 
@@ -41,6 +50,10 @@ pub enum StreamSide {
 enum Phase {
     Label,
     Kind,
+    /// The length of the encrypted blob.
+    FrameLength,
+    /// The encrypted blob of this length.
+    Frame(u32),
     /// The msgpack object that follows this type byte.
     Object(u8),
     Nodes {
@@ -50,6 +63,17 @@ enum Phase {
     UserState(usize),
     UserMessage(usize),
     Done,
+}
+
+/// Which layers of the stream have been taken off, and so what may still come.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Depth {
+    /// None: these are the bytes that arrive.
+    Arriving,
+    /// It was encrypted: all of the rest is there.
+    Decrypted,
+    /// It was compressed: all of the rest is there.
+    Decompressed,
 }
 
 /// What an object was.
@@ -76,11 +100,15 @@ enum Step {
 #[derive(Debug)]
 pub struct StreamDecoder {
     options: PacketOptions,
+    /// The label that the dialer sent, which is authenticated where the stream is encrypted.
+    label: Label,
     phase: Phase,
+    depth: Depth,
     buffer: BytesMut,
     received: usize,
     scanner: Scanner,
     budget: Budget,
+    decompressed: usize,
     push_pull: PushPull,
     refused: Vec<WireError>,
     failed: Option<WireError>,
@@ -91,7 +119,9 @@ impl StreamDecoder {
     #[must_use]
     pub fn new(options: &PacketOptions, side: StreamSide) -> Self {
         Self {
+            label: options.label.clone(),
             options: options.clone(),
+            depth: Depth::Arriving,
             phase: match side {
                 StreamSide::Accepted => Phase::Label,
                 StreamSide::Dialed => Phase::Kind,
@@ -100,6 +130,7 @@ impl StreamDecoder {
             received: 0,
             scanner: Scanner::new(MAX_OBJECT, 0),
             budget: Budget::stream(),
+            decompressed: 0,
             push_pull: PushPull::default(),
             refused: Vec::new(),
             failed: None,
@@ -123,7 +154,10 @@ impl StreamDecoder {
             let error = WireError::TooLong { field: "stream", len: self.received as u64, max: MAX_STREAM as u64 };
             return Err(self.fail(error));
         }
-        self.buffer.extend_from_slice(bytes);
+        // What follows an encrypted or compressed message is none of it.
+        if self.depth == Depth::Arriving {
+            self.buffer.extend_from_slice(bytes);
+        }
         Ok(())
     }
 
@@ -143,9 +177,26 @@ impl StreamDecoder {
                 self.buffer = BytesMut::new();
                 Ok(Some(message))
             }
+            // All of it is there, and it is not enough.
+            Ok(None) if self.depth > Depth::Arriving && self.phase != Phase::Done => {
+                Err(self.fail(WireError::Truncated))
+            }
             Ok(None) => Ok(None),
             Err(error) => Err(self.fail(error)),
         }
+    }
+
+    /// The label of the stream: on an accepted stream the one that its dialer sent, once the message is there. The answer
+    /// goes back under it; see [`encode_reply`](super::encode_reply).
+    #[must_use]
+    pub fn label(&self) -> &Label {
+        &self.label
+    }
+
+    /// How many bytes compressed data has become: what the message takes beyond the bytes that were fed.
+    #[must_use]
+    pub fn decompressed(&self) -> usize {
+        self.decompressed
     }
 
     /// Why members of a push/pull were left out of the message. A member that another node accepted and we do not (a
@@ -180,15 +231,46 @@ impl StreamDecoder {
         loop {
             self.phase = match self.phase {
                 Phase::Label => {
-                    let Some(len) = self.options.check_label(&self.buffer)? else { return Ok(None) };
+                    let Some((label, len)) = self.options.check_label(&self.buffer)? else { return Ok(None) };
+                    self.label = label;
                     self.buffer.advance(len);
                     Phase::Kind
                 }
                 Phase::Kind => {
                     let Some(&kind) = self.buffer.first() else { return Ok(None) };
                     self.buffer.advance(1);
-                    check_kind(kind)?;
-                    Phase::Object(kind)
+                    self.after_kind(kind)?
+                }
+                Phase::FrameLength => {
+                    let Ok(len) = self.buffer.try_get_u32() else { return Ok(None) };
+                    if len as usize > MAX_ENCRYPTED {
+                        let max = MAX_ENCRYPTED as u64;
+                        return Err(WireError::TooLong { field: "encrypted", len: len.into(), max });
+                    }
+                    Phase::Frame(len)
+                }
+                Phase::Frame(len) => {
+                    if self.buffer.len() < len as usize {
+                        return Ok(None);
+                    }
+                    let blob = self.buffer.split_to(len as usize);
+                    let aad = frame_aad(len, &self.label);
+                    self.buffer = crypt::open(blob, &self.options.keyring, &aad).map_err(|error| match error {
+                        // It says that it is encrypted.
+                        WireError::NotEncrypted | WireError::Empty => WireError::NotDecrypted,
+                        other => other,
+                    })?;
+                    self.depth = Depth::Decrypted;
+                    Phase::Kind
+                }
+                Phase::Object(kind::COMPRESS) => {
+                    let Some(object) = self.object()? else { return Ok(None) };
+                    let plain = compress::decode(&object, compress::MAX_STREAM, &mut self.budget)?;
+                    drop(object);
+                    self.decompressed = plain.len();
+                    self.buffer = plain.into();
+                    self.depth = Depth::Decompressed;
+                    Phase::Kind
                 }
                 Phase::Object(kind) => {
                     let Some(object) = self.object()? else { return Ok(None) };
@@ -216,6 +298,33 @@ impl StreamDecoder {
                 Phase::Done => return Ok(None),
             };
         }
+    }
+
+    /// What follows this type byte.
+    fn after_kind(&mut self, kind: u8) -> Result<Phase, WireError> {
+        let plain = self.depth == Depth::Arriving;
+        match kind {
+            kind::ENCRYPT if plain && self.options.keyring.is_empty() => return Err(WireError::NoKey),
+            kind::ENCRYPT if plain => return Ok(Phase::FrameLength),
+            _ if plain && self.options.requires_encryption() => return Err(WireError::NotEncrypted),
+            kind::COMPRESS if self.depth < Depth::Decompressed => {
+                // As long as what may arrive; it grows only while it does.
+                self.scanner = Scanner::new(MAX_STREAM, 0);
+            }
+            kind::PING | kind::ACK | kind::PUSH_PULL | kind::USER | kind::ERROR => {}
+            kind::INDIRECT_PING
+            | kind::SUSPECT
+            | kind::ALIVE
+            | kind::DEAD
+            | kind::COMPOUND
+            | kind::COMPRESS
+            | kind::ENCRYPT
+            | kind::NACK
+            | kind::CRC
+            | kind::LABEL => return Err(WireError::Misplaced(kind)),
+            _ => return Err(WireError::UnknownType(kind)),
+        }
+        Ok(Phase::Object(kind))
     }
 
     /// Reads the object that follows the type byte.
@@ -249,60 +358,6 @@ impl StreamDecoder {
     fn take(&mut self, len: usize) -> Option<Bytes> {
         (len <= self.buffer.len()).then(|| self.buffer.split_to(len).freeze())
     }
-}
-
-/// Whether a stream may carry this type of message, and this version reads it.
-fn check_kind(kind: u8) -> Result<(), WireError> {
-    match kind {
-        kind::PING | kind::ACK | kind::PUSH_PULL | kind::USER | kind::ERROR => Ok(()),
-        // Both layers stand here: encryption outside, compression inside it.
-        kind::ENCRYPT => Err(WireError::Unsupported(Layer::Encryption)),
-        kind::COMPRESS => Err(WireError::Unsupported(Layer::Compression)),
-        kind::INDIRECT_PING
-        | kind::SUSPECT
-        | kind::ALIVE
-        | kind::DEAD
-        | kind::COMPOUND
-        | kind::NACK
-        | kind::CRC
-        | kind::LABEL => Err(WireError::Misplaced(kind)),
-        _ => Err(WireError::UnknownType(kind)),
-    }
-}
-
-/// Writes a message for a stream, as the current Go memberlist writes it.
-///
-/// The dialer passes its label, whose header comes first; whoever answers passes `None`. Limits are the caller's
-/// business: more than [`MAX_PUSH_NODES`] members or [`MAX_USER_STATE`] bytes are written, and refused by the decoder.
-#[must_use]
-pub fn encode_stream(message: &StreamMessage, label: Option<&Label>) -> Bytes {
-    let mut out = Vec::new();
-    if let Some(label) = label {
-        label.write(&mut out);
-    }
-    match message {
-        StreamMessage::Ping(ping) => out.extend(body::write_ping(ping)),
-        StreamMessage::Ack(ack) => out.extend(body::write_ack(ack)),
-        StreamMessage::Error(text) => out.extend(body::write_error(text)),
-        StreamMessage::User(payload) => {
-            let mut writer = Writer::after(out, kind::USER);
-            body::write_user_header(&mut writer, payload.len());
-            writer.append(payload);
-            out = writer.into_bytes();
-        }
-        StreamMessage::PushPull(push_pull) => {
-            let PushPull { join, nodes, user_state } = push_pull;
-            let mut writer = Writer::after(out, kind::PUSH_PULL);
-            let header = PushPullHeader { join: *join, nodes: nodes.len(), user_state_len: user_state.len() };
-            body::write_push_pull_header(&mut writer, header);
-            for node in nodes {
-                body::write_push_node(&mut writer, node);
-            }
-            writer.append(user_state);
-            out = writer.into_bytes();
-        }
-    }
-    out.into()
 }
 
 #[cfg(test)]

@@ -4,6 +4,9 @@
 
 use super::super::message::{MemberState, NodeName, PushNode, VSN, WireIp};
 use super::*;
+use crate::wire::{encode_reply, encode_request};
+use rand::SeedableRng;
+use rand::rngs::StdRng;
 
 /// A push/pull of one node that joins, as Go writes it.
 const JOIN: &str = "0683a44a6f696ec3a54e6f64657301ac5573657253746174654c656e0087a441646472a47f000001ab496e6361726e6174696f\
@@ -27,6 +30,17 @@ fn node(name: &str) -> PushNode {
 
 fn join() -> StreamMessage {
     StreamMessage::PushPull(PushPull { join: true, nodes: vec![node("n1")], user_state: Bytes::new() })
+}
+
+/// As a node without a key encodes.
+fn encode_stream(message: &StreamMessage, label: Option<&Label>) -> Bytes {
+    let nonces = &mut StdRng::seed_from_u64(1);
+    match label {
+        Some(label) => {
+            encode_request(message, &PacketOptions { label: label.clone(), ..PacketOptions::default() }, nonces)
+        }
+        None => encode_reply(message, &PacketOptions::default(), &Label::NONE, nonces),
+    }
 }
 
 fn labelled(label: &str) -> PacketOptions {
@@ -238,10 +252,10 @@ fn a_member_that_is_no_msgpack_ends_the_stream() {
 }
 
 #[test]
-fn layers_that_are_missing_and_types_of_packets_are_told_apart() {
+fn layers_and_types_of_packets_are_told_apart() {
     let reason = |kind: u8| decode(&[kind]).unwrap_err().reason();
-    assert_eq!(reason(9), "compression_unsupported");
-    assert_eq!(reason(10), "encryption_unsupported");
+    assert_eq!(reason(9), "truncated");
+    assert_eq!(reason(10), "no_key");
     for kind in [1, 3, 4, 5, 7, 11, 12] {
         assert_eq!(reason(kind), "misplaced_type", "{kind}");
     }

@@ -5,7 +5,10 @@
 use bytes::Bytes;
 use proptest::collection::vec;
 use proptest::prelude::*;
+use rand::SeedableRng;
+use rand::rngs::StdRng;
 
+use super::layer_tests::any_options as options;
 use super::*;
 
 /// Single messages as current Go writes them.
@@ -81,6 +84,14 @@ fn labelled(label: &str) -> PacketOptions {
     PacketOptions { label: label.parse().unwrap(), ..plain() }
 }
 
+fn encode_packets(parts: &[Bytes], options: &PacketOptions, crc: bool) -> Vec<Bytes> {
+    super::encode_packets(parts, options, crc, &mut StdRng::seed_from_u64(1))
+}
+
+fn encode_reply(message: &StreamMessage, options: &PacketOptions) -> Bytes {
+    super::encode_reply(message, options, &options.label, &mut StdRng::seed_from_u64(1))
+}
+
 fn decode(bytes: &Bytes) -> Result<Vec<Message>, &'static str> {
     let packet = decode_packet(bytes, &plain()).map_err(|error| error.reason())?;
     packet.refused.first().map_or(Ok(packet.messages), |error| Err(error.reason()))
@@ -152,8 +163,8 @@ fn each_layer_comes_once_and_in_order() {
     assert_eq!(decode(&crc(b"\xf4\x01l\x08hi")), Err("misplaced_type"));
     assert_eq!(decode(&[&b"\x07\x01\x00\x08"[..], &crc(user)].concat().into()), Err("misplaced_type"));
     assert_eq!(decode(&Bytes::from_static(b"\x07\x01\x00\x02\x07\x00")), Err("misplaced_type"));
-    assert_eq!(decode(&Bytes::from_static(b"\x09\x80")), Err("compression_unsupported"));
-    assert_eq!(decode(&crc(b"\x09\x80")), Err("compression_unsupported"));
+    assert_eq!(decode(&Bytes::from_static(b"\x09\x80")), Err("not_decompressed"));
+    assert_eq!(decode(&crc(b"\x09\x80")), Err("not_decompressed"));
     assert_eq!(decode(&Bytes::from_static(b"\x07\x01\x00\x02\x09\x80")), Err("misplaced_type"));
     for kind in [6, 10, 13] {
         assert_eq!(decode(&vec![kind, 0x80].into()), Err("misplaced_type"), "{kind} is for streams");
@@ -222,13 +233,21 @@ fn many_messages_become_compounds_of_255_and_large_ones_go_alone() {
 
 #[test]
 fn the_overhead_is_what_the_layers_add() {
-    for options in [plain(), labelled("lab"), labelled(&"l".repeat(255))] {
+    let keyed = |encryption_version| PacketOptions {
+        keyring: Keyring::new([Key::new(&[7; 16]).unwrap()]).unwrap(),
+        encryption_version,
+        ..labelled("lab")
+    };
+    let quiet = PacketOptions { verify_outgoing: false, ..keyed(EncryptionVersion::V1) };
+    assert_eq!(packet_overhead(&quiet), packet_overhead(&labelled("lab")));
+    assert_eq!(packet_overhead(&keyed(EncryptionVersion::V0)), packet_overhead(&quiet) + 45);
+    for options in [plain(), labelled("lab"), labelled(&"l".repeat(255)), keyed(EncryptionVersion::V1)] {
         let user = encode_message(&Message::User(Bytes::from_static(b"x")));
         let one = encode_packets(std::slice::from_ref(&user), &options, true);
-        assert_eq!(one[0].len(), packet_overhead(&options.label) + user.len());
+        assert_eq!(one[0].len(), packet_overhead(&options) + user.len());
         let two = encode_packets(&[user.clone(), user.clone()], &options, true);
         let compound = COMPOUND_HEADER + 2 * (COMPOUND_PART + user.len());
-        assert_eq!(two[0].len(), packet_overhead(&options.label) + compound);
+        assert_eq!(two[0].len(), packet_overhead(&options) + compound);
     }
 }
 
@@ -413,10 +432,6 @@ fn stream_message() -> impl Strategy<Value = StreamMessage> {
     ]
 }
 
-fn options() -> impl Strategy<Value = PacketOptions> {
-    vec(any::<u8>(), 0..=255).prop_map(|label| PacketOptions { label: Label::new(label).unwrap(), ..plain() })
-}
-
 /// Feeds a stream in pieces and takes whatever comes out.
 fn decode_stream(
     bytes: &[u8],
@@ -447,7 +462,7 @@ fn survives(bytes: &Bytes) {
             let at_once = decode_stream(bytes, usize::MAX, &options, side);
             assert_eq!(at_once.as_ref().ok(), decode_stream(bytes, 3, &options, side).as_ref().ok());
             if let Ok(message) = at_once {
-                let again = decode_stream(&encode_stream(&message, None), 1, &plain(), StreamSide::Dialed);
+                let again = decode_stream(&encode_reply(&message, &plain()), 1, &plain(), StreamSide::Dialed);
                 assert_eq!(again, Ok(message));
             }
         }
@@ -471,10 +486,10 @@ proptest! {
 
     #[test]
     fn what_is_sent_on_a_stream_is_what_is_heard(message in stream_message(), options in options(), piece in 1..500usize) {
-        let dialed = encode_stream(&message, Some(&options.label));
+        let dialed = encode_request(&message, &options, &mut StdRng::seed_from_u64(1));
         let heard = decode_stream(&dialed, piece, &options, StreamSide::Accepted);
         prop_assert_eq!(heard.as_ref(), Ok(&message));
-        let answered = encode_stream(&message, None);
+        let answered = encode_reply(&message, &options);
         prop_assert_eq!(decode_stream(&answered, piece, &options, StreamSide::Dialed), Ok(message));
     }
 
@@ -490,7 +505,7 @@ proptest! {
 
     #[test]
     fn no_prefix_of_a_stream_passes_for_the_whole(message in stream_message()) {
-        let stream = encode_stream(&message, None);
+        let stream = encode_reply(&message, &plain());
         for len in 1..stream.len() {
             let decoded = decode_stream(&stream[..len], usize::MAX, &plain(), StreamSide::Dialed);
             prop_assert_eq!(decoded, Err(WireError::Truncated));
@@ -536,7 +551,7 @@ proptest! {
         message in stream_message(),
         damage in vec((any::<proptest::sample::Index>(), any::<u8>()), 1..4),
     ) {
-        let mut bytes = encode_stream(&message, None).to_vec();
+        let mut bytes = encode_reply(&message, &plain()).to_vec();
         for (at, value) in damage {
             let at = at.index(bytes.len());
             bytes[at] = value;

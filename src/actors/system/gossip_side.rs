@@ -15,13 +15,13 @@ use crate::actors::joining::{JoinPolicy, Joined};
 use crate::actors::membership::{Members, Membership, MembershipParts};
 use crate::actors::transport::{TransportActor, TransportParts};
 use crate::actors::watch_hub::WatchHub;
-use crate::config::Config;
+use crate::config::{self, Config};
 use crate::kv::Codecs;
 use crate::kv::gossip::GossipConfig;
 use crate::swim::{LocalNode, SwimConfig};
 use crate::transport::{ByteBudget, Limits, NetTransport, PacketQueue, Transport};
 use crate::wire::message::NodeName;
-use crate::wire::{Label, PacketOptions};
+use crate::wire::{Compression, EncryptionVersion, Key, Keyring, Label, PacketOptions};
 
 /// The gossip side of a node: transport, membership, store.
 pub(super) struct GossipSide {
@@ -78,6 +78,7 @@ fn outgoing_address(v6: bool) -> Option<IpAddr> {
 pub(super) fn start_gossip(
     spawner: &Spawner,
     config: &Config,
+    swim: SwimConfig,
     codecs: &Arc<Codecs>,
     events: &EventHub,
     members: &Arc<ArcSwap<Members>>,
@@ -85,7 +86,6 @@ pub(super) fn start_gossip(
     advertised: SocketAddr,
     meta: Bytes,
 ) -> GossipSide {
-    let swim = swim_config(config);
     let queue = Arc::new(PacketQueue::default());
     let hub = Arc::new(WatchHub::default());
     let gossip_parts = Arc::new(GossipParts {
@@ -140,17 +140,36 @@ pub(super) fn start_gossip(
     GossipSide { client, hub, membership, transport: transport_parts, joined }
 }
 
+/// The keys from the configuration. A wrong key is refused: to go on without it would be to go on in the clear.
+fn keyring(config: &Config) -> Result<Keyring, StartError> {
+    let keys = &config.memberlist.encryption_keys;
+    let wrong = |error| StartError::Config(format!("memberlist.encryption_keys: {error}"));
+    let keys: Vec<Key> =
+        keys.iter().map(|key| Key::from_base64(key.expose())).collect::<Result<_, _>>().map_err(wrong)?;
+    Keyring::new(keys).map_err(wrong)
+}
+
 /// The membership core's settings from the configuration.
-fn swim_config(config: &Config) -> SwimConfig {
+pub(super) fn swim_config(config: &Config) -> Result<SwimConfig, StartError> {
     let memberlist = &config.memberlist;
     let settings = memberlist.settings();
     let label = |text: &str| Label::new(text.as_bytes()).unwrap_or_default();
     let count = |number: u32| usize::try_from(number).unwrap_or(usize::MAX);
-    SwimConfig {
+    Ok(SwimConfig {
         packet: PacketOptions {
             label: label(&memberlist.cluster_label),
             verify_label: !memberlist.cluster_label_verification_disabled,
             accepted_labels: memberlist.accepted_labels.iter().map(|text| label(text)).collect(),
+            keyring: keyring(config)?,
+            verify_incoming: memberlist.gossip_verify_incoming,
+            verify_outgoing: memberlist.gossip_verify_outgoing,
+            // Annulus speaks protocol version 2 and up.
+            encryption_version: EncryptionVersion::V1,
+            compression: match memberlist.compression {
+                config::Compression::None => Compression::None,
+                config::Compression::Lzw => Compression::Lzw,
+                config::Compression::Snappy => Compression::Snappy,
+            },
         },
         probe_interval: settings.probe_interval,
         probe_timeout: settings.probe_timeout,
@@ -169,5 +188,5 @@ fn swim_config(config: &Config) -> SwimConfig {
         disable_tcp_pings: !settings.stream_ping_fallback,
         rejoin_interval: memberlist.rejoin_interval,
         ..SwimConfig::default()
-    }
+    })
 }

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use rand::SeedableRng;
-use rand::rngs::SmallRng;
+use rand::rngs::{SmallRng, StdRng};
 
 use super::harness::Net;
 use crate::swim::{Input, LocalNode, MemberEvent, Swim, SwimConfig};
@@ -301,7 +301,14 @@ fn a_core_that_resumes_keeps_its_incarnation_and_the_cluster_does_not_notice() {
     let before = net.member(2, "n2").unwrap();
     let (name, addr) = (net.nodes[2].name.clone(), net.nodes[2].addr);
     let local = LocalNode { name, addr, meta: Bytes::from_static(b"meta") };
-    net.nodes[2].swim = Swim::resume(SwimConfig::lan(), local, SmallRng::seed_from_u64(77), net.now, durable);
+    net.nodes[2].swim = Swim::resume(
+        SwimConfig::lan(),
+        local,
+        SmallRng::seed_from_u64(77),
+        StdRng::seed_from_u64(77),
+        net.now,
+        durable,
+    );
     assert_eq!(net.nodes[2].swim.stats().push_pulls_started, 2, "two members are asked at once");
     assert_eq!(net.member(2, "n2").unwrap(), before);
     assert!(net.all_alive(8));
@@ -318,7 +325,14 @@ fn a_core_that_had_left_resumes_as_left() {
     net.input(1, Input::Leave);
     let durable = net.nodes[1].swim.durable();
     let local = LocalNode { name: net.nodes[1].name.clone(), addr: net.nodes[1].addr, meta: Bytes::new() };
-    net.nodes[1].swim = Swim::resume(SwimConfig::lan(), local, SmallRng::seed_from_u64(78), net.now, durable);
+    net.nodes[1].swim = Swim::resume(
+        SwimConfig::lan(),
+        local,
+        SmallRng::seed_from_u64(78),
+        StdRng::seed_from_u64(78),
+        net.now,
+        durable,
+    );
     net.run(secs(10));
     assert_eq!(net.nodes[1].leaves, 1);
     assert_eq!(net.member(1, "n1").unwrap().state, MemberState::Left);

@@ -11,18 +11,20 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use rand::rngs::SmallRng;
+use rand::rngs::{SmallRng, StdRng};
 use rand::{RngExt, SeedableRng};
 
 use crate::clock::Now;
 use crate::swim::{ExchangeId, Input, LocalNode, Member, MemberEvent, Output, Swim, SwimConfig, UserBroadcast};
 use crate::wire::message::{MemberState, NodeName};
-use crate::wire::{StreamDecoder, StreamSide};
+use crate::wire::{PacketOptions, StreamDecoder, StreamSide};
 
 pub(super) const INBOUND: u64 = 1 << 63;
 
 pub(super) struct Node {
     pub(super) swim: Swim,
+    /// What its transport reads streams with.
+    packet: PacketOptions,
     pub(super) name: NodeName,
     pub(super) addr: SocketAddr,
     pub(super) up: bool,
@@ -57,6 +59,8 @@ pub(super) struct Net {
     next: u64,
     inbound: BTreeMap<u64, (usize, ExchangeId)>,
     pub(super) loss: f64,
+    /// Every packet and every stream's bytes, both ways, where a test listens.
+    pub(super) wiretap: Option<Vec<Bytes>>,
     trace: DefaultHasher,
 }
 
@@ -72,6 +76,7 @@ impl Net {
             next: 0,
             inbound: BTreeMap::new(),
             loss: 0.0,
+            wiretap: None,
             trace: DefaultHasher::new(),
         }
     }
@@ -81,9 +86,13 @@ impl Net {
         let name = NodeName::from(name);
         let addr = SocketAddr::from(([10, 0, 0, 1], port));
         let local = LocalNode { name: name.clone(), addr, meta: Bytes::new() };
-        let swim = Swim::new(config.clone(), local, SmallRng::seed_from_u64(self.rng.random()), self.now);
+        let rng = SmallRng::seed_from_u64(self.rng.random());
+        // Drawn only for encryption, so that the traces of all other tests stay what they are.
+        let nonces = StdRng::seed_from_u64(index as u64);
+        let swim = Swim::new(config.clone(), local, rng, nonces, self.now);
         self.nodes.push(Node {
             swim,
+            packet: config.packet.clone(),
             name,
             addr,
             up: true,
@@ -202,6 +211,9 @@ impl Net {
     fn drain(&mut self, from: usize) {
         while let Some(output) = self.nodes[from].swim.poll_output() {
             let at = self.elapsed();
+            if let (Some(tap), Some(bytes)) = (&mut self.wiretap, on_the_wire(&output)) {
+                tap.push(bytes.clone());
+            }
             match output {
                 Output::SendPacket { to, bytes } => {
                     (at, from, to, &bytes).hash(&mut self.trace);
@@ -265,24 +277,28 @@ impl Net {
                 let Some(to) = self.at(to) else {
                     return self.send(Delivery::Failed { to: from, exchange, error: "refused" });
                 };
-                let options = Default::default();
-                let mut decoder = StreamDecoder::new(&options, StreamSide::Accepted);
+                let mut decoder = StreamDecoder::new(&self.nodes[to].packet, StreamSide::Accepted);
                 decoder.feed(&bytes).unwrap();
-                let message = decoder.poll().unwrap().expect("a whole message");
+                let message = match decoder.poll() {
+                    Ok(message) => message.expect("a whole message"),
+                    // Closed without an answer, as the transport does.
+                    Err(_) => return self.send(Delivery::Reply { to: from, exchange, bytes: None }),
+                };
+                let label = decoder.label().clone();
                 let id = ExchangeId(INBOUND | self.next);
                 self.next += 1;
                 self.inbound.insert(id.0, (from, exchange));
                 let from_addr = SocketAddr::new(self.nodes[from].addr.ip(), 50_000);
-                self.input(to, Input::StreamRequest { exchange: id, from: from_addr, message });
+                self.input(to, Input::StreamRequest { exchange: id, from: from_addr, label, message });
             }
             Delivery::Reply { to, exchange, bytes } => {
-                let message = bytes.map(|bytes| {
-                    let mut decoder = StreamDecoder::new(&Default::default(), StreamSide::Dialed);
+                let result = bytes.map_or(Ok(None), |bytes| {
+                    let mut decoder = StreamDecoder::new(&self.nodes[to].packet, StreamSide::Dialed);
                     decoder.feed(&bytes).unwrap();
-                    decoder.poll().unwrap().expect("a whole message")
+                    decoder.poll().map_err(|error| error.to_string())
                 });
                 if self.nodes[to].up {
-                    self.input(to, Input::StreamReply { exchange, result: Ok(message) });
+                    self.input(to, Input::StreamReply { exchange, result });
                 }
             }
             Delivery::Failed { to, exchange, error } => {
@@ -327,6 +343,14 @@ impl Net {
             out += &format!("{}: {}\n", node.name, members.join(" "));
         }
         out
+    }
+}
+
+fn on_the_wire(output: &Output) -> Option<&Bytes> {
+    match output {
+        Output::SendPacket { bytes, .. } | Output::OpenStream { bytes, .. } => Some(bytes),
+        Output::RespondStream { bytes, .. } => bytes.as_ref(),
+        _ => None,
     }
 }
 

@@ -3,6 +3,7 @@
 
 mod broadcasts;
 mod cluster;
+mod encryption;
 mod harness;
 mod probes;
 mod properties;

@@ -3,6 +3,8 @@
 use std::time::Duration;
 
 use bytes::Bytes;
+use rand::SeedableRng;
+use rand::rngs::StdRng;
 
 use super::rules::{One, addr, alive};
 use crate::swim::{Input, Output, SwimConfig};
@@ -62,7 +64,7 @@ fn three_pings_in_one_compound_get_three_acks() {
     let pings: Vec<Bytes> = (1..=3)
         .map(|seq_no| encode_message(&Message::Ping(Ping { seq_no, node: "me".into(), source: None })))
         .collect();
-    let bytes = encode_packets(&pings, &PacketOptions::default(), true).remove(0);
+    let bytes = encode_packets(&pings, &PacketOptions::default(), true, &mut StdRng::seed_from_u64(1)).remove(0);
     one.swim.handle(one.now, Input::Packet { from: addr(9), bytes });
     let expected: Vec<_> = (1..=3).map(|seq_no| (addr(9), vec![ack(seq_no)])).collect();
     assert_eq!(sent(&one.outputs()), expected);

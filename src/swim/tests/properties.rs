@@ -4,6 +4,8 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use proptest::prelude::*;
+use rand::SeedableRng;
+use rand::rngs::StdRng;
 
 use super::rules::{One, addr};
 use crate::swim::{ExchangeId, Input, Output, SwimConfig};
@@ -11,7 +13,7 @@ use crate::wire::message::{
     Ack, Alive, Dead, IndirectPing, MemberState, Message, Nack, NodeName, Ping, PushNode, PushPull, Source,
     StreamMessage, Suspect, VSN, Vsn, WireIp,
 };
-use crate::wire::{PacketOptions, encode_message, encode_packets};
+use crate::wire::{Label, PacketOptions, encode_message, encode_packets};
 
 fn name() -> impl Strategy<Value = NodeName> {
     prop_oneof![Just("me"), Just("a"), Just("b"), Just("c"), Just("")].prop_map(NodeName::from)
@@ -121,7 +123,7 @@ proptest! {
             match step {
                 Step::Packet { messages, crc, mutations } => {
                     let parts: Vec<Bytes> = messages.iter().map(encode_message).collect();
-                    for packet in encode_packets(&parts, &PacketOptions::default(), crc) {
+                    for packet in encode_packets(&parts, &PacketOptions::default(), crc, &mut StdRng::seed_from_u64(1)) {
                         let mut bytes = packet.to_vec();
                         for (at, value) in &mutations {
                             let at = at % bytes.len();
@@ -136,7 +138,7 @@ proptest! {
                         one.swim.handle(one.now, Input::StreamReply { exchange, result: Ok(Some(message)) });
                     } else {
                         let exchange = ExchangeId(1 << 63 | i as u64);
-                        one.swim.handle(one.now, Input::StreamRequest { exchange, from: addr(2), message });
+                        one.swim.handle(one.now, Input::StreamRequest { exchange, from: addr(2), label: Label::NONE, message });
                     }
                 }
                 Step::Wait(millis) => one.now = one.now + Duration::from_millis(millis),

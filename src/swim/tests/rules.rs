@@ -5,14 +5,14 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use rand::SeedableRng;
-use rand::rngs::SmallRng;
+use rand::rngs::{SmallRng, StdRng};
 
 use crate::clock::Now;
 use crate::swim::{ExchangeId, Input, LocalNode, Member, MemberEvent, Output, Swim, SwimConfig};
 use crate::wire::message::{
     Alive, Dead, MemberState, Message, NodeName, PushNode, PushPull, StreamMessage, Suspect, VSN, Vsn, WireIp,
 };
-use crate::wire::{PacketOptions, decode_packet, encode_message};
+use crate::wire::{Label, PacketOptions, decode_packet, encode_message};
 
 pub(super) struct One {
     pub(super) swim: Swim,
@@ -49,7 +49,8 @@ impl One {
     pub(super) fn with(config: SwimConfig) -> Self {
         let now = Now::read();
         let local = LocalNode { name: "me".into(), addr: addr(1), meta: Bytes::new() };
-        let mut one = Self { swim: Swim::new(config, local, SmallRng::seed_from_u64(1), now), now };
+        let mut one =
+            Self { swim: Swim::new(config, local, SmallRng::seed_from_u64(1), StdRng::seed_from_u64(1), now), now };
         one.outputs();
         one
     }
@@ -93,7 +94,7 @@ impl One {
     fn push_pull(&mut self, nodes: Vec<PushNode>) -> Vec<Output> {
         let exchange = ExchangeId(1 << 63 | 5);
         let message = StreamMessage::PushPull(PushPull { join: true, nodes, user_state: Bytes::from_static(b"kv") });
-        self.swim.handle(self.now, Input::StreamRequest { exchange, from: addr(2), message });
+        self.swim.handle(self.now, Input::StreamRequest { exchange, from: addr(2), label: Label::NONE, message });
         self.swim.handle(self.now, Input::UserState { exchange, bytes: Bytes::new() });
         self.outputs()
     }
