@@ -15,7 +15,9 @@ use annulus::kv::StoreKind;
 use annulus::wire::message::MemberState;
 use annulus::{Exit, Fault, Node, NodeEvent};
 use checker::Workload;
-use fleet::{Fleet, RuntimeFile, identities, is_complete, member_state, restarts, two_stores, until};
+use fleet::{
+    Fleet, RuntimeFile, all_identities, assert_same_identities, is_complete, member_state, restarts, two_stores, until,
+};
 use futures_util::StreamExt as _;
 
 /// The actors that a node with everything has.
@@ -75,7 +77,7 @@ async fn kill_everything(fleet: &Fleet, workload: &Workload) {
 
 /// The whole exercise. Whatever store is primary, at the end each acknowledged write is on each node.
 async fn chaos(fleet: &Fleet) -> checker::Report {
-    let before: Vec<_> = fleet.nodes.iter().map(identities).collect();
+    let before = all_identities(fleet);
     let workload = Workload::start(&fleet.nodes);
     workload.goes_on().await;
     kill_everything(fleet, &workload).await;
@@ -83,8 +85,8 @@ async fn chaos(fleet: &Fleet) -> checker::Report {
     report.assert_flawless();
     report.assert_nothing_lost(&fleet.nodes).await;
     fleet.complete().await;
-    for (node, before) in fleet.nodes.iter().zip(before) {
-        assert_eq!(identities(node), before, "an instance is not the same any more, seen from {}", node.id());
+    assert_same_identities(fleet, &before);
+    for node in &fleet.nodes {
         for actor in node.actors() {
             assert!(actor.restarts["panic"] >= 2 && actor.restarts["stop"] >= 2, "{actor:?}");
         }
@@ -108,14 +110,12 @@ async fn every_actor_of_nodes_that_mirror_into_gossip_may_die_under_load_and_not
     let report = chaos(&fleet).await;
     // What was written while actors died is in the other store too: read it from there.
     fleet.mirrored().await;
-    let before: Vec<_> = fleet.nodes.iter().map(identities).collect();
+    let before = all_identities(&fleet);
     runtime.write("multi_kv_config: { mirror_enabled: true, primary: memberlist }\n");
     fleet.primary(StoreKind::Memberlist).await;
     report.assert_nothing_lost(&fleet.nodes).await;
     fleet.complete().await;
-    for (node, before) in fleet.nodes.iter().zip(before) {
-        assert_eq!(identities(node), before);
-    }
+    assert_same_identities(&fleet, &before);
     fleet.stop().await;
 }
 
@@ -136,7 +136,7 @@ async fn actors_may_die_while_the_primary_changes() {
     })
     .await;
     fleet.mirrored().await;
-    let before: Vec<_> = fleet.nodes.iter().map(identities).collect();
+    let before = all_identities(&fleet);
     let workload = Workload::start(&fleet.nodes);
     for (actor, fault, primary) in [
         ("mirror", Fault::Panic, StoreKind::Memberlist),
@@ -159,9 +159,7 @@ async fn actors_may_die_while_the_primary_changes() {
     report.assert_flawless();
     report.assert_nothing_lost(&fleet.nodes).await;
     fleet.complete().await;
-    for (node, before) in fleet.nodes.iter().zip(before) {
-        assert_eq!(identities(node), before);
-    }
+    assert_same_identities(&fleet, &before);
     fleet.stop().await;
 }
 

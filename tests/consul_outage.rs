@@ -15,7 +15,7 @@ use annulus::config::KvStore;
 use annulus::kv::LwwMap;
 use annulus::{JSON_PREFIX, Node, Operation, key_hash};
 use checker::Workload;
-use fleet::{Fleet, RING, RING_KEY, identities, is_complete, until};
+use fleet::{Fleet, RING, RING_KEY, all_identities, assert_same_identities, is_complete, until};
 use serde_json::Value;
 use support::consul::Consul;
 use support::proxy::{Fault, FaultProxy};
@@ -77,7 +77,7 @@ async fn while_consul_refuses_connections_lookups_go_on_and_nobody_is_removed() 
     let Some(consul) = Consul::start() else { return };
     let proxy = FaultProxy::start(consul.addr()).await;
     let fleet = Fleet::start(3, customise(proxy.host())).await;
-    let before: Vec<_> = fleet.nodes.iter().map(identities).collect();
+    let before = all_identities(&fleet);
     let workload = Workload::lookups(&fleet.nodes);
     workload.goes_on().await;
 
@@ -97,9 +97,7 @@ async fn while_consul_refuses_connections_lookups_go_on_and_nobody_is_removed() 
     let report = workload.stop().await;
     report.assert_lookups();
     assert_eq!(stored(&fleet.nodes[0]).await, 3, "nobody was removed for the store's fault");
-    for (node, before) in fleet.nodes.iter().zip(before) {
-        assert_eq!(identities(node), before);
-    }
+    assert_same_identities(&fleet, &before);
     fleet.stop().await;
 }
 
@@ -107,7 +105,7 @@ async fn while_consul_refuses_connections_lookups_go_on_and_nobody_is_removed() 
 async fn while_consul_hangs_lookups_go_on_and_nobody_is_removed() {
     let Some(consul) = Consul::start() else { return };
     let fleet = Fleet::start(3, customise(consul.host())).await;
-    let before: Vec<_> = fleet.nodes.iter().map(identities).collect();
+    let before = all_identities(&fleet);
     let workload = Workload::lookups(&fleet.nodes);
     workload.goes_on().await;
 
@@ -128,9 +126,7 @@ async fn while_consul_hangs_lookups_go_on_and_nobody_is_removed() {
     let report = workload.stop().await;
     report.assert_lookups();
     assert_eq!(stored(&fleet.nodes[0]).await, 3);
-    for (node, before) in fleet.nodes.iter().zip(before) {
-        assert_eq!(identities(node), before);
-    }
+    assert_same_identities(&fleet, &before);
     fleet.stop().await;
 }
 
@@ -139,7 +135,7 @@ async fn refusals_are_told_clearly_and_nothing_is_lost() {
     let Some(consul) = Consul::start() else { return };
     let proxy = FaultProxy::start(consul.addr()).await;
     let fleet = Fleet::start(3, customise(proxy.host())).await;
-    let before: Vec<_> = fleet.nodes.iter().map(identities).collect();
+    let before = all_identities(&fleet);
     let workload = Workload::lookups(&fleet.nodes);
     for (status, method, body, told) in [
         ("403 Forbidden", "PUT", "Permission denied", "consul refused"),
@@ -168,9 +164,7 @@ async fn refusals_are_told_clearly_and_nothing_is_lost() {
     let report = workload.stop().await;
     report.assert_lookups();
     assert_eq!(stored(&fleet.nodes[0]).await, 3);
-    for (node, before) in fleet.nodes.iter().zip(before) {
-        assert_eq!(identities(node), before);
-    }
+    assert_same_identities(&fleet, &before);
     fleet.stop().await;
 }
 

@@ -34,7 +34,8 @@ pub(crate) struct GossipParts {
     pub(crate) codecs: Arc<Codecs>,
     pub(crate) hub: Arc<WatchHub>,
     pub(crate) membership: OnceLock<Addr<Membership>>,
-    pub(crate) contents: Mutex<Option<Contents>>,
+    /// A live handle: the store writes through it, so it is always current.
+    pub(crate) contents: Contents,
 }
 
 pub(crate) struct Gossip {
@@ -46,18 +47,13 @@ pub(crate) struct Gossip {
 impl Gossip {
     pub(crate) fn new(parts: Arc<GossipParts>) -> Self {
         let (config, codecs) = (parts.config.clone(), parts.codecs.clone());
-        let contents = parts.contents.lock().unwrap_or_else(PoisonError::into_inner).clone();
-        let store = match contents {
-            Some(contents) => GossipStore::resume(config, codecs, contents),
-            None => GossipStore::new(config, codecs),
-        };
+        let store = GossipStore::resume(config, codecs, parts.contents.clone());
         Self { parts, store, timer: CoreTimer::default() }
     }
 
     /// Publishes and sends what the last input led to, and sets the timer. The future ends when our own updates are on
     /// their way to other members; who does not wait for it may drop it.
     fn pump(&mut self, ctx: &mut Context<Self>) -> impl Future<Output = ()> + 'static + use<> {
-        *self.parts.contents.lock().unwrap_or_else(PoisonError::into_inner) = Some(self.store.contents());
         let mut broadcasts = Vec::new();
         while let Some(output) = self.store.poll_output() {
             match output {

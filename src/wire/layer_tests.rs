@@ -19,11 +19,11 @@ impl TryRng for Drawn<'_> {
     type Error = Infallible;
 
     fn try_next_u32(&mut self) -> Result<u32, Infallible> {
-        unimplemented!("a nonce is bytes")
+        unreachable!("a nonce is drawn as bytes, never as a number")
     }
 
     fn try_next_u64(&mut self) -> Result<u64, Infallible> {
-        unimplemented!("a nonce is bytes")
+        unreachable!("a nonce is drawn as bytes, never as a number")
     }
 
     fn try_fill_bytes(&mut self, out: &mut [u8]) -> Result<(), Infallible> {

@@ -253,6 +253,18 @@ pub fn identities(node: &Node) -> Identities {
     snapshot.instances().iter().map(identity).collect()
 }
 
+/// What every node of a fleet sees, to compare with later.
+pub fn all_identities(fleet: &Fleet) -> Vec<Identities> {
+    fleet.nodes.iter().map(identities).collect()
+}
+
+/// Every node sees the same instances as before, with the tokens and the registration they had.
+pub fn assert_same_identities(fleet: &Fleet, before: &[Identities]) {
+    for (node, before) in fleet.nodes.iter().zip(before) {
+        assert_eq!(identities(node), *before, "an instance is not the same any more, seen from {}", node.id());
+    }
+}
+
 /// Restarts of one actor so far.
 pub fn restarts(node: &Node, actor: &str) -> u64 {
     node.actors().iter().find(|status| status.name == actor).map_or(0, annulus::node::ActorStatus::total_restarts)

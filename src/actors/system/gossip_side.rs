@@ -17,7 +17,7 @@ use crate::actors::transport::{TransportActor, TransportParts};
 use crate::actors::watch_hub::WatchHub;
 use crate::config::{self, Config};
 use crate::kv::Codecs;
-use crate::kv::gossip::GossipConfig;
+use crate::kv::gossip::{Contents, GossipConfig};
 use crate::swim::{LocalNode, SwimConfig};
 use crate::transport::{ByteBudget, Limits, NetTransport, PacketQueue, Transport};
 use crate::wire::message::NodeName;
@@ -97,7 +97,7 @@ pub(super) fn start_gossip(
         codecs: codecs.clone(),
         hub: hub.clone(),
         membership: OnceLock::new(),
-        contents: Mutex::new(None),
+        contents: Contents::default(),
     });
     let transport_parts = Arc::new(TransportParts {
         transport,
