@@ -12,6 +12,7 @@ use super::kind;
 use super::message::{
     Ack, Alive, Dead, IndirectPing, MemberState, Nack, NodeName, Ping, PushNode, Source, Suspect, Vsn, WireIp,
 };
+use super::label::{Label, MAX_LABEL};
 use super::msgpack::{Reader, Writer};
 
 /// The longest meta of a member, in bytes.
@@ -245,9 +246,10 @@ fn read_vsn(reader: &mut Reader<'_, '_>) -> Result<Option<Vsn>, WireError> {
 }
 
 /// What precedes the members in a push/pull.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct PushPullHeader {
     pub(super) join: bool,
+    pub(super) label: Option<Label>,
     pub(super) nodes: usize,
     pub(super) user_state_len: usize,
 }
@@ -258,21 +260,26 @@ pub(super) fn read_push_pull_header(
     max_nodes: usize,
     max_state: usize,
 ) -> Result<PushPullHeader, WireError> {
-    let mut header = PushPullHeader { join: false, nodes: 0, user_state_len: 0 };
-    Reader::new(bytes, budget, "push/pull").structure(&["Nodes", "UserStateLen", "Join"], |reader, field| {
+    const FIELDS: [&str; 4] = ["Nodes", "UserStateLen", "Join", "Label"];
+    let mut header = PushPullHeader { join: false, label: None, nodes: 0, user_state_len: 0 };
+    Reader::new(bytes, budget, "push/pull").structure(&FIELDS, |reader, field| {
         match field {
             "Nodes" => header.nodes = reader.length(max_nodes)?,
             "UserStateLen" => header.user_state_len = reader.length(max_state)?,
-            _ => header.join = reader.boolean()?,
+            "Join" => header.join = reader.boolean()?,
+            _ => header.label = Some(Label::new(reader.bytes(MAX_LABEL)?)?),
         }
         Ok(())
     })?;
     Ok(header)
 }
 
-pub(super) fn write_push_pull_header(writer: &mut Writer, header: PushPullHeader) {
-    writer.structure(3);
+pub(super) fn write_push_pull_header(writer: &mut Writer, header: &PushPullHeader) {
+    writer.structure(3 + u8::from(header.label.is_some()));
     writer.key("Join").boolean(header.join);
+    if let Some(label) = &header.label {
+        writer.key("Label").bytes(label.as_bytes());
+    }
     writer.key("Nodes").int(header.nodes);
     writer.key("UserStateLen").int(header.user_state_len);
 }

@@ -15,7 +15,7 @@ use super::kind;
 pub const MAX_LABEL: usize = 255;
 
 /// The label of a cluster: 0 to 255 bytes, of any value. Cheap to clone.
-#[derive(Clone, PartialEq, Eq, Hash, Default)]
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
 pub struct Label(Bytes);
 
 impl Label {

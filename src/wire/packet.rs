@@ -97,6 +97,8 @@ impl PacketOptions {
 /// What a packet said.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Packet {
+    /// The label that it carried.
+    pub label: Label,
     /// The messages, in the order in which they were sent.
     pub messages: Vec<Message>,
     /// Why parts of a compound were refused: they do not spoil the others.
@@ -124,6 +126,12 @@ pub fn decode_packet(bytes: &Bytes, options: &PacketOptions) -> Result<Packet, W
     }
     let (label, header) = options.check_label(bytes)?.ok_or(WireError::Truncated)?;
     let bytes = bytes.slice(header..);
+    let packet = decrypt(bytes, &label, options)?;
+    Ok(Packet { label, ..packet })
+}
+
+/// Takes the encryption off, if there should be one, and reads the rest.
+fn decrypt(bytes: Bytes, label: &Label, options: &PacketOptions) -> Result<Packet, WireError> {
     if options.keyring.is_empty() {
         return decode_plain(bytes);
     }
@@ -145,13 +153,13 @@ fn decode_plain(bytes: Bytes) -> Result<Packet, WireError> {
     }
     match *bytes.first().ok_or(WireError::Empty)? {
         kind::COMPOUND => decode_compound(bytes.slice(1..), &mut budget),
-        _ => Ok(Packet { messages: vec![decode_message(&bytes, &mut budget)?], refused: Vec::new() }),
+        _ => Ok(Packet { messages: vec![decode_message(&bytes, &mut budget)?], ..Packet::default() }),
     }
 }
 
 fn decode_compound(bytes: Bytes, budget: &mut Budget) -> Result<Packet, WireError> {
     let (parts, lost) = compound::split(bytes)?;
-    let mut packet = Packet { messages: Vec::with_capacity(parts.len()), refused: Vec::new() };
+    let mut packet = Packet { messages: Vec::with_capacity(parts.len()), ..Packet::default() };
     for part in parts {
         match budget.item().and_then(|()| decode_message(&part, budget)) {
             Ok(message) => packet.messages.push(message),

@@ -340,7 +340,7 @@ impl StreamDecoder {
             }
             kind::PUSH_PULL => {
                 let header = body::read_push_pull_header(object, budget, MAX_PUSH_NODES, MAX_USER_STATE)?;
-                self.push_pull.join = header.join;
+                (self.push_pull.join, self.push_pull.label) = (header.join, header.label);
                 return Ok(Step::Wait(Phase::Nodes { left: header.nodes, user_state_len: header.user_state_len }));
             }
             _ => return Err(WireError::UnknownType(kind)),
