@@ -162,6 +162,8 @@ impl Handler<CheckLabel> for Membership {
         let (done, result) = oneshot::channel();
         checks.waiting.push((id, done));
         self.input(Input::CheckLabel { id, label }, ctx);
-        Box::pin(async move { result.await.map_err(|_| "the membership actor died over the check; ask again".to_owned()) })
+        Box::pin(
+            async move { result.await.map_err(|_| "the membership actor died over the check; ask again".to_owned()) },
+        )
     }
 }

@@ -21,7 +21,8 @@ use super::timer::CoreTimer;
 use super::transport::{Exchange, SendPackets, TransportActor};
 use crate::clock::Now;
 use crate::swim::{
-    Durable, ExchangeId, ForeignLabels, Input, LocalNode, Member, MemberEvent, Output, Stats, Swim, SwimConfig, UserBroadcast,
+    Durable, ExchangeId, ForeignLabels, Input, LocalNode, Member, MemberEvent, Output, Stats, Swim, SwimConfig,
+    UserBroadcast,
 };
 use crate::transport::PacketQueue;
 use crate::wire::message::NodeName;

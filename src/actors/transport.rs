@@ -149,8 +149,9 @@ async fn serve(
     let limits = ReadLimits::new(tokio::time::Instant::now() + parts.stream_timeout, MAX_STREAM);
     let mut permit = parts.budget.permit();
     let options = parts.wrapping.options();
-    let (label, message) =
-        streams::read(&mut stream, &options, StreamSide::Accepted, &limits, &mut permit).await.inspect_err(|error| {
+    let (label, message) = streams::read(&mut stream, &options, StreamSide::Accepted, &limits, &mut permit)
+        .await
+        .inspect_err(|error| {
             if let Some(WireError::WrongLabel { got }) = error.wire() {
                 parts.wrapping.foreign_stream(got);
             }

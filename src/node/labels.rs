@@ -108,7 +108,7 @@ impl Node {
     }
 
     /// What was refused for its label, packets and streams together.
-    pub(super) fn foreign_labels(&self) -> ForeignLabels {
+    fn foreign_labels(&self) -> ForeignLabels {
         let mut foreign = self.members().foreign_labels.clone();
         if let Some(transport) = &self.system.transport {
             foreign.merge(&transport.wrapping.foreign_streams());
@@ -117,12 +117,7 @@ impl Node {
     }
 }
 
-fn plan(
-    own: &PacketOptions,
-    to: &Label,
-    check: &LabelCheck,
-    heard: &BTreeMap<String, Option<Label>>,
-) -> LabelPlan {
+fn plan(own: &PacketOptions, to: &Label, check: &LabelCheck, heard: &BTreeMap<String, Option<Label>>) -> LabelPlan {
     let accept: BTreeSet<&str> = check.accept.iter().map(String::as_str).collect();
     let sends = |label: &Label| if label.is_empty() { "sends no label".to_owned() } else { format!("sends {label}") };
     // Members that appeared since the check began were not asked.
@@ -149,13 +144,12 @@ fn plan(
             "accept it: add {} to memberlist.accepted_labels, or set cluster_label_verification_disabled, on every node",
             named(to)
         ),
-        LabelStep::Send => format!(
-            "send it: set memberlist.cluster_label to {}, and go on accepting {}",
-            named(to),
-            named(&own.label)
-        ),
+        LabelStep::Send => {
+            format!("send it: set memberlist.cluster_label to {}, and go on accepting {}", named(to), named(&own.label))
+        }
         LabelStep::Verify => {
-            "accept nothing else: empty memberlist.accepted_labels and end cluster_label_verification_disabled".to_owned()
+            "accept nothing else: empty memberlist.accepted_labels and end cluster_label_verification_disabled"
+                .to_owned()
         }
         LabelStep::Done => format!("nothing: this node sends and accepts {} alone", named(to)),
     };
@@ -167,7 +161,7 @@ fn named(label: &Label) -> String {
 }
 
 /// A label as text; escaped when it is none.
-fn text(label: &Label) -> String {
+pub(super) fn text(label: &Label) -> String {
     match std::str::from_utf8(label.as_bytes()) {
         Ok(text) => text.to_owned(),
         Err(_) => label.as_bytes().escape_ascii().to_string(),

@@ -7,8 +7,8 @@ use std::time::Duration;
 use bytes::Bytes;
 
 use super::member::Member;
-use crate::wire::{Keyring, Label};
 use crate::wire::message::{Alive, NodeName, StreamMessage};
+use crate::wire::{Keyring, Label};
 
 /// Who this node is.
 #[derive(Clone, Debug)]

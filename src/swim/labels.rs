@@ -120,9 +120,15 @@ impl Swim {
         self.labels.heard.insert(from, label.clone());
     }
 
+    #[cfg(test)]
+    pub(super) fn heard_addresses(&self) -> usize {
+        self.labels.heard.len()
+    }
+
     pub(super) fn on_check_label(&mut self, now: Instant, id: u64, label: Label) {
         let own = self.local.name.clone();
-        let members: Vec<_> = self.table.iter().filter(|m| m.is_live() && m.name != own).map(|m| m.name.clone()).collect();
+        let members: Vec<_> =
+            self.table.iter().filter(|m| m.is_live() && m.name != own).map(|m| m.name.clone()).collect();
         let waiting = members.into_iter().map(|name| (self.next_seq_no(), name)).collect();
         self.labels.checks.insert(id, Check { label, waiting, answered: Vec::new(), pings_left: CHECK_PINGS });
         self.label_check_due(now, id);

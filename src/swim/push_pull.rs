@@ -175,7 +175,8 @@ impl Swim {
                 let own_label = &self.config.packet.label;
                 let differs = (*own_label != label).then(|| own_label.clone());
                 let state = PushPull { label: differs, ..self.own_state(remote.join, user_state) };
-                let bytes = Some(encode_reply(&StreamMessage::PushPull(state), &self.config.packet, &label, &mut self.nonces));
+                let bytes =
+                    Some(encode_reply(&StreamMessage::PushPull(state), &self.config.packet, &label, &mut self.nonces));
                 // Answer first, as every peer does: even one whose state we refuse learns the members.
                 self.outputs.push_back(Output::RespondStream { exchange, bytes });
                 let peer = sole_node_at(&remote.nodes, from.ip());

@@ -9,10 +9,10 @@ use bytes::Bytes;
 use super::budget::Budget;
 use super::error::WireError;
 use super::kind;
+use super::label::{Label, MAX_LABEL};
 use super::message::{
     Ack, Alive, Dead, IndirectPing, MemberState, Nack, NodeName, Ping, PushNode, Source, Suspect, Vsn, WireIp,
 };
-use super::label::{Label, MAX_LABEL};
 use super::msgpack::{Reader, Writer};
 
 /// The longest meta of a member, in bytes.

@@ -189,7 +189,8 @@ fn a_header_that_claims_too_much_is_refused_at_once() {
 #[test]
 fn the_largest_cluster_is_within_the_budget() {
     let nodes = (0..MAX_PUSH_NODES).map(|i| node(&i.to_string())).collect();
-    let message = StreamMessage::PushPull(PushPull { join: true, label: None, nodes, user_state: Bytes::from_static(b"state") });
+    let message =
+        StreamMessage::PushPull(PushPull { join: true, label: None, nodes, user_state: Bytes::from_static(b"state") });
     let heard = decode_by(&encode_stream(&message, None), 1 << 20, &PacketOptions::default(), StreamSide::Dialed);
     assert!(heard == Ok(message), "{:?}", heard.err());
 }

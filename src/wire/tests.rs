@@ -427,8 +427,18 @@ fn stream_message() -> impl Strategy<Value = StreamMessage> {
         ack().prop_map(StreamMessage::Ack),
         bytes(2_000).prop_map(StreamMessage::User),
         "\\PC{0,100}".prop_map(StreamMessage::Error),
-        (any::<bool>(), proptest::option::of(options().prop_map(|options| options.label)), vec(push_node(), 0..20), bytes(2_000))
-            .prop_map(|(join, label, nodes, user_state)| StreamMessage::PushPull(PushPull { join, label, nodes, user_state })),
+        (
+            any::<bool>(),
+            proptest::option::of(options().prop_map(|options| options.label)),
+            vec(push_node(), 0..20),
+            bytes(2_000)
+        )
+            .prop_map(|(join, label, nodes, user_state)| StreamMessage::PushPull(PushPull {
+                join,
+                label,
+                nodes,
+                user_state
+            })),
     ]
 }
 
