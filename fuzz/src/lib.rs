@@ -8,8 +8,9 @@
 use annulus::wire::grafana::{self, Connection, FrameDecoder};
 use annulus::wire::inspect::{self, Inspected, Inspection, Layer};
 use annulus::wire::{
-    COMPOUND_MAX_PARTS, Compression, EncryptionVersion, Key, Keyring, Label, MAX_LABEL, Message, PacketOptions, StreamDecoder,
-    StreamMessage, StreamSide, WireError, decode_packet, encode_message, encode_packets, encode_reply, encode_request,
+    COMPOUND_MAX_PARTS, Compression, EncryptionVersion, Key, Keyring, Label, MAX_LABEL, Message, PacketOptions,
+    StreamDecoder, StreamMessage, StreamSide, WireError, decode_packet, encode_message, encode_packets, encode_reply,
+    encode_request,
 };
 use bytes::Bytes;
 use rand::SeedableRng;
@@ -18,15 +19,19 @@ use rand::rngs::StdRng;
 /// Most bytes that all layers of one packet may make: half a MiB, by documentation.
 const PACKET_BYTES: usize = 512 << 10;
 
-/// The keys of every target that has some.
-const KEYS: [&[u8]; 2] = [b"0123456789abcdef", b"0123456789abcdef0123456789abcdef"];
+/// The lengths of the keys of every target that has some. Their bytes count up from 0, as in the golden bytes.
+const KEYS: [u8; 3] = [16, 24, 32];
 
 fn nonces() -> StdRng {
     StdRng::seed_from_u64(1)
 }
 
 fn keyring() -> Keyring {
-    Keyring::new(KEYS.iter().map(|key| Key::new(key).expect("a key"))).expect("two keys")
+    Keyring::new(KEYS.map(key)).expect("three keys")
+}
+
+fn key(len: u8) -> Key {
+    Key::new(&(0..len).collect::<Vec<u8>>()).expect("a key")
 }
 
 /// Options that the first byte of the input chooses.
@@ -67,7 +72,10 @@ pub fn label(data: &[u8]) {
     let _ = check_stream(data, &any, StreamSide::Accepted, 1);
     let seen = inspect::packet(&packet, &any);
     let Some(Layer::Label(label)) = seen.layers.first() else {
-        assert!(data.first() != Some(&0xf4) || data.len() < 2 + usize::from(data[1]) || data[1] == 0, "a label was not seen");
+        assert!(
+            data.first() != Some(&0xf4) || data.len() < 2 + usize::from(data[1]) || data[1] == 0,
+            "a label was not seen"
+        );
         return;
     };
     assert_eq!(label.as_bytes(), &data[2..2 + usize::from(data[1])]);
@@ -89,11 +97,13 @@ pub fn encryption(data: &[u8]) {
     // A stranger's bytes never open.
     let _ = check_packet(&plain, &ours);
     assert!(decode_packet(&plain, &ours).is_err(), "a forgery was accepted");
-    assert!(decode_stream(&plain, &PacketOptions { label: Label::NONE, ..ours.clone() }, StreamSide::Dialed, 0).is_err());
+    assert!(
+        decode_stream(&plain, &PacketOptions { label: Label::NONE, ..ours.clone() }, StreamSide::Dialed, 0).is_err()
+    );
     // What a member encrypts says what it says in the clear.
     let theirs = match choice & 128 {
         0 => ours.clone(),
-        _ => PacketOptions { keyring: Keyring::new([Key::new(KEYS[1]).expect("a key")]).expect("one key"), ..ours.clone() },
+        _ => PacketOptions { keyring: Keyring::new([key(KEYS[2])]).expect("one key"), ..ours.clone() },
     };
     let sealed = encode_packets(std::slice::from_ref(&plain), &theirs, false, &mut nonces()).remove(0);
     let _ = check_packet(&sealed, &ours);
@@ -145,7 +155,8 @@ pub fn compound(data: &[u8]) {
     let parts: Vec<Bytes> = payloads.iter().map(encode_message).collect();
     let packets = encode_packets(&parts, &PacketOptions::default(), true, &mut nonces());
     assert_eq!(packets.len(), parts.len().div_ceil(COMPOUND_MAX_PARTS));
-    let heard = packets.iter().flat_map(|packet| decode_packet(packet, &PacketOptions::default()).expect("our own").messages);
+    let heard =
+        packets.iter().flat_map(|packet| decode_packet(packet, &PacketOptions::default()).expect("our own").messages);
     assert!(heard.eq(payloads));
 }
 

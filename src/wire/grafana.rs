@@ -186,11 +186,7 @@ mod tests {
 
     /// As dskit writes them: a packet of four letters, and one with a label and a checksum.
     const GO: [(&str, &str, &str); 2] = [
-        (
-            "010e3132372e302e302e313a3739343674657374098f6bcd4621d373cade4e832627b4f6",
-            "127.0.0.1:7946",
-            "74657374",
-        ),
+        ("010e3132372e302e302e313a3739343674657374098f6bcd4621d373cade4e832627b4f6", "127.0.0.1:7946", "74657374"),
         (
             "010d31302e302e302e313a37393436f403612e620c51824ec2080a0472696e671201001a0872696e67446573639aa456f9a26acc555a52593781045256",
             "10.0.0.1:7946",
@@ -278,6 +274,10 @@ mod tests {
         decoder.feed(&fits).unwrap();
         assert_eq!(decoder.feed(b"x"), Err(WireError::TooLong { field: "packet", len: 101, max: 100 }));
         assert_eq!(decoder.buffer.capacity(), 0);
-        assert_eq!(decoder.feed(b""), Err(WireError::TooLong { field: "packet", len: 101, max: 100 }), "an error is final");
+        assert_eq!(
+            decoder.feed(b""),
+            Err(WireError::TooLong { field: "packet", len: 101, max: 100 }),
+            "an error is final"
+        );
     }
 }

@@ -129,8 +129,7 @@ pub struct Packet {
 pub fn decode_packet(bytes: &Bytes, options: &PacketOptions) -> Result<Packet, WireError> {
     let (mut budget, mut trail) = (Budget::packet(), Trail::default());
     let Unsealed { bytes, doubtful } = unseal(bytes, options, &mut trail)?;
-    decode_plain(bytes, &mut budget, &mut trail)
-        .map_err(|error| if doubtful { WireError::NotDecrypted } else { error })
+    decode_plain(bytes, &mut budget, &mut trail).map_err(|error| if doubtful { WireError::NotDecrypted } else { error })
 }
 
 /// What lies inside label and encryption.

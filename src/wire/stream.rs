@@ -285,11 +285,12 @@ impl StreamDecoder {
                     self.trail.offset = self.taken;
                     let blob = self.buffer.split_to(len as usize);
                     let aad = frame_aad(len, &self.label);
-                    let (plain, opened) = crypt::open(blob, &self.options.keyring, &aad).map_err(|error| match error {
-                        // It says that it is encrypted.
-                        WireError::NotEncrypted | WireError::Empty => WireError::NotDecrypted,
-                        other => other,
-                    })?;
+                    let (plain, opened) =
+                        crypt::open(blob, &self.options.keyring, &aad).map_err(|error| match error {
+                            // It says that it is encrypted.
+                            WireError::NotEncrypted | WireError::Empty => WireError::NotDecrypted,
+                            other => other,
+                        })?;
                     self.trail.opened = Some(opened);
                     (self.buffer, self.taken) = (plain, 0);
                     self.depth = Depth::Decrypted;

@@ -109,7 +109,9 @@ impl Decode {
             bail!("{name} is longer than any packet or stream");
         }
         let text = match std::str::from_utf8(&input) {
-            Ok(text) if !self.raw && !text.contains(|symbol: char| symbol.is_control() && !symbol.is_whitespace()) => text,
+            Ok(text) if !self.raw && !text.contains(|symbol: char| symbol.is_control() && !symbol.is_whitespace()) => {
+                text
+            }
             _ => return Ok(input.into()),
         };
         unhex(text).with_context(|| format!("{name} is not hex; give --raw when it is the bytes themselves"))
@@ -172,7 +174,9 @@ mod tests {
 
     #[test]
     fn hex_is_read_as_tools_print_it() {
-        for text in ["08686921", "08 68 69 21\n", "0x08686921", "0x08, 0x68, 0x69, 0x21", "08:68:69:21", "0868\n6921\r\n"] {
+        for text in
+            ["08686921", "08 68 69 21\n", "0x08686921", "0x08, 0x68, 0x69, 0x21", "08:68:69:21", "0868\n6921\r\n"]
+        {
             assert_eq!(unhex(text).unwrap(), b"\x08hi!"[..], "{text}");
         }
         assert_eq!(unhex(" \n").unwrap(), b""[..]);
