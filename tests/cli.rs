@@ -188,7 +188,7 @@ fn wrong_usage_exits_2() {
 
 #[test]
 fn commands_that_are_not_built_do_not_exist() {
-    for command in ["decode", "simulate", "completions"] {
+    for command in ["simulate", "completions"] {
         assert_ends(&run(&[command]), 2, &["unrecognized subcommand"]);
     }
     for step in ["flip", "rollback", "preflight", "seal"] {

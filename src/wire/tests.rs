@@ -280,7 +280,8 @@ fn versions_are_six_bytes_or_none() {
     assert_eq!(vsn("a701050200000009"), Some(VSN));
     assert_eq!(vsn("c406010502000000"), Some(VSN));
     assert_eq!(vsn("96010502000000"), Some(VSN));
-    assert_eq!(vsn("a50105020000"), None);
+    assert_eq!(decode(&unhex("0481a356736ea50105020000")), Err("too_short"));
+    assert_eq!(vsn("a0"), None);
     assert_eq!(vsn("c0"), None);
 }
 

@@ -5,6 +5,7 @@
 //! | `agent.rs` | `annulus agent`: runs a node until it is told to end |
 //! | `members.rs`, `ring.rs`, `kv.rs`, `migrate.rs`, `label.rs` | ask a running node over HTTP |
 //! | `keys.rs` | makes gossip keys, and changes those of running nodes |
+//! | `decode.rs` | explains bytes of the wire, without a node |
 //! | `config.rs` | checks and shows configuration files, without a node |
 //! | `client.rs` | the HTTP client of those that ask |
 //! | `output.rs` | tables and JSON; names from the network are escaped |
@@ -14,6 +15,7 @@
 mod agent;
 mod client;
 mod config;
+mod decode;
 mod keys;
 mod kv;
 mod label;
@@ -69,6 +71,8 @@ enum Command {
     /// Check and show configuration files, without a node.
     #[command(subcommand)]
     Config(config::Config),
+    /// Explain bytes that were seen on the network, layer by layer, and where and why they are refused.
+    Decode(decode::Decode),
 }
 
 fn main() -> ExitCode {
@@ -98,6 +102,7 @@ fn run(cli: Cli) -> anyhow::Result<ExitCode> {
     match command {
         Command::Agent(agent) => agent.run(),
         Command::Config(command) => command.run(output),
+        Command::Decode(decode) => decode.run(output),
         Command::Members => ask(members::run(&target, output)),
         Command::Ring(ring) => ask(ring.run(&target, output)),
         Command::Kv(command) => ask(command.run(&target, output)),
