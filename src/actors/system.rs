@@ -27,6 +27,7 @@ use super::message::{Drill, Fault};
 use super::mirror::{Drain, Mirror, MirrorParts};
 use super::multi::MultiStore;
 use super::ring_keeper::RingParts;
+use super::shadow::ShadowRing;
 use super::supervisor::{Exit, Supervisor, Tree};
 use super::transport::TransportParts;
 use super::watch_hub::WatchHub;
@@ -72,6 +73,8 @@ pub(crate) struct Extras {
 pub(crate) struct RingEntry {
     pub(crate) config: RingConfig,
     pub(crate) parts: Arc<RingParts>,
+    /// The ring as the other store of a migration has it, when lookups are compared.
+    pub(crate) shadow: Option<Arc<ShadowRing>>,
     pub(crate) heartbeat: Option<Arc<HeartbeatParts>>,
     heartbeat_address: Option<Addr<Heartbeat>>,
 }
@@ -181,15 +184,18 @@ impl System {
                 .map(|(_, store)| store.clone())
                 .ok_or_else(|| StartError::Config(format!("kv.store {} was not set up", wanted.name()))),
         };
-        let (store, mirror) = match config.kv.store {
+        let (store, mirror, shadow) = match config.kv.store {
             KvStore::Multi => {
                 let sides = [store_of(config.kv.multi.primary)?, store_of(config.kv.multi.secondary)?];
-                let (store, parts) = start_mirror(&spawner, &config, &codecs, &events, sides)?;
-                (store, Some(parts))
+                let known = gossip.is_some().then(|| members.clone());
+                let (store, parts) = start_mirror(&spawner, &config, &codecs, &events, known, sides)?;
+                let shadow = (config.migration.shadow_lookups > 0.0).then(|| store.shadow());
+                (store as SharedStore, Some(parts), shadow)
             }
-            single => (store_of(single)?, None),
+            single => (store_of(single)?, None, None),
         };
-        let rings = config.rings.iter().map(|ring| start_ring(&spawner, &config, ring, &store, &events)).collect();
+        let start = |ring| start_ring(&spawner, &config, ring, &store, shadow.as_ref(), &events);
+        let rings = config.rings.iter().map(start).collect();
         let runtime_config = start_config_watcher(&spawner, &config, &events, mirror.as_ref());
         Ok(Arc::new(Self {
             codecs,
@@ -322,8 +328,9 @@ fn start_mirror(
     config: &Config,
     codecs: &Arc<Codecs>,
     events: &EventHub,
+    members: Option<Arc<ArcSwap<Members>>>,
     sides: [SharedStore; 2],
-) -> Result<(SharedStore, Arc<MirrorParts>), StartError> {
+) -> Result<(Arc<MultiStore>, Arc<MirrorParts>), StartError> {
     let multi = &config.kv.multi;
     let kind =
         |store: KvStore| store.name().parse::<StoreKind>().map_err(|error| StartError::Config(error.to_string()));
@@ -336,6 +343,15 @@ fn start_mirror(
         wait_for_runtime: !config.runtime_config.file.is_empty(),
         seed: rand::random(),
         tombstone_ttl: config.memberlist.left_ingesters_timeout,
+        require_parity: config.migration.require_parity,
+        teardown: config.migration.teardown,
+        rings: config.rings.iter().map(|ring| (ring_key(config, ring), rings::options(ring))).collect(),
+        heartbeat_timeout: config
+            .rings
+            .iter()
+            .map(|ring| ring.heartbeat_timeout)
+            .min()
+            .unwrap_or(MultiConfig::default().heartbeat_timeout),
         ..MultiConfig::default()
     };
     let parts = Arc::new(MirrorParts {
@@ -343,6 +359,7 @@ fn start_mirror(
         status: ArcSwap::from_pointee(Mirror::first_status(&settings)),
         config: settings,
         sides,
+        members,
         events: events.clone(),
         durable: Mutex::new(None),
         address: OnceLock::new(),

@@ -159,13 +159,17 @@ impl Default for RuntimeConfigFiles {
 }
 
 /// The move from one store to another.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct MigrationConfig {
     /// Show the guided migration and answer its commands.
     pub enabled: bool,
     /// The old store is being removed: running nodes keep their primary although the runtime section is gone.
     pub teardown: bool,
+    /// A node flips only while every gate is open; until then it stays on the old primary, says why, and keeps trying.
+    pub require_parity: bool,
+    /// Share of lookups, 0 to 1, that are answered from both stores and compared. 0 turns it off.
+    pub shadow_lookups: f64,
 }
 
 /// Pages and API of the agent.

@@ -198,6 +198,8 @@ pub(crate) static KEYS: &[Key] = &[
     key("runtime_config.period", Kind::Duration, "How often the files are read."),
 
     key("migration.enabled", Kind::Bool, "Show the guided migration and answer its commands."),
+    key("migration.require_parity", Kind::Bool, "A node flips only while every gate is open; until then it stays on the old primary, says why, and keeps trying."),
+    key("migration.shadow_lookups", Kind::Number, "Share of lookups, 0 to 1, that are answered from both stores and compared. 0 turns it off."),
     key("migration.teardown", Kind::Bool, "The old store is being removed: running nodes keep their primary although the runtime section is gone."),
 
     key("http.listen", Kind::Text, "IP address and port of the agent's pages and API. Empty opens none."),

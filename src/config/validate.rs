@@ -61,6 +61,11 @@ pub(super) fn problems(config: &Config) -> Vec<Problem> {
             found.add(format!("runtime_config.file[{index}]"), "only files are read, not URLs; mount it as a file");
         }
     }
+    found.check(
+        (0.0..=1.0).contains(&config.migration.shadow_lookups),
+        "migration.shadow_lookups",
+        "must be between 0 (off) and 1 (every lookup)",
+    );
     let listen = &config.http.listen;
     if !listen.is_empty() && listen.parse::<SocketAddr>().is_err() {
         found.add(
