@@ -16,6 +16,7 @@ use crate::actors::guard::{ActorState, ChildStatus, Death};
 use crate::actors::heartbeat::OwnInstance;
 use crate::actors::system::System;
 use crate::clock::Now;
+use crate::migration::{MigrationStatus, Rollback};
 use crate::ring::{InstanceState, Operation, Snapshot};
 use crate::wire::message::MemberState;
 
@@ -149,6 +150,11 @@ struct ByNodeState {
 #[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
 struct ByReason {
     reason: &'static str,
+}
+
+#[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
+struct ByGate {
+    gate: &'static str,
 }
 
 #[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
@@ -312,7 +318,43 @@ fn migration(page: &mut Page, system: &System) {
     page.gauge("annulus_mirror_outbox_keys", "Keys that wait for the other store", status.outbox_len);
     #[allow(clippy::cast_precision_loss, reason = "a lag in milliseconds is far below 2^52")]
     page.seconds("annulus_mirror_lag_seconds", "How far the other store is behind", status.mirror_lag_ms as f64 / 1e3);
+    parity(page, &status);
+    shadow(page, system);
     page.counter("annulus_flips", "Flips carried out by this node", status.flips_total);
+}
+
+fn parity(page: &mut Page, status: &MigrationStatus) {
+    if let Some(parity) = &status.parity {
+        page.gauge("annulus_parity_equal", "Whether both stores hold the same", i64::from(parity.equal));
+        let help = "Whether the other store has all that the primary has";
+        page.gauge("annulus_parity_secondary_has_all", help, i64::from(parity.secondary_has_all));
+        #[allow(clippy::cast_precision_loss, reason = "an age in milliseconds is far below 2^52")]
+        let age = parity.age_ms as f64 / 1e3;
+        page.seconds("annulus_parity_age_seconds", "How old the last comparison of the stores is", age);
+        let help = "Part of the ring whose first owner a flip would change, 0 to 1";
+        page.seconds("annulus_parity_ownership_delta_ratio", help, parity.ownership_delta);
+        let help = "Part of the ring whose replicas a flip would change, 0 to 1";
+        page.seconds("annulus_parity_replica_set_delta_ratio", help, parity.replica_set_delta);
+    }
+    let gates = page.family::<ByGate>("annulus_gate_open", "Whether a condition for a flip is fulfilled");
+    for gate in &status.gates {
+        gates.get_or_create(&ByGate { gate: gate.name }).set(i64::from(gate.open));
+    }
+    let safe = i64::from(status.rollback == Rollback::Safe);
+    page.gauge("annulus_rollback_safe", "Whether the old store has everything", safe);
+}
+
+fn shadow(page: &mut Page, system: &System) {
+    let compared = Family::<RingName, Counter>::default();
+    page.registry.register("annulus_shadow_lookups", "Lookups answered from both stores", compared.clone());
+    let mismatched = Family::<RingName, Counter>::default();
+    page.registry.register("annulus_shadow_mismatches", "Of those, the ones with other owners", mismatched.clone());
+    for entry in &system.rings {
+        let Some(shadow) = entry.shadow.as_ref().map(|shadow| shadow.status(&entry.config.name)) else { continue };
+        let labels = RingName { name: shadow.ring };
+        compared.get_or_create(&labels).inc_by(shadow.compared);
+        mismatched.get_or_create(&labels).inc_by(shadow.mismatched);
+    }
 }
 
 fn runtime_config(page: &mut Page, system: &System) {
