@@ -31,6 +31,9 @@ const BATCH: usize = 64;
 /// How often what is shown is renewed when no member changes.
 const PUBLISH_PERIOD: Duration = Duration::from_secs(1);
 
+/// How often what was refused since the last time is written to the log, in one line: strangers must not fill it.
+const REFUSALS_LOGGED: Duration = Duration::from_secs(60);
+
 /// Exchanges that peers began have the top bit set, so that they never meet the ids of our own.
 const INBOUND: u64 = 1 << 63;
 
@@ -45,6 +48,10 @@ pub struct Members {
     pub queued_broadcasts: usize,
     /// Packets, and messages inside packets, that were refused, by reason: `label_mismatch` tells of a foreign cluster.
     pub refused: BTreeMap<&'static str, u64>,
+    /// Incarnations of members that grew as none does by itself: somebody may be forging them.
+    pub incarnation_jumps: u64,
+    /// Members forgotten before their time because the table was full.
+    pub evicted: u64,
 }
 
 /// What outlives the actor.
@@ -71,6 +78,8 @@ pub(crate) struct Membership {
     swim: Swim,
     /// The core's count of changes when the members were last published.
     published: u64,
+    /// What had been refused when that was last written to the log.
+    logged: BTreeMap<&'static str, u64>,
     timer: CoreTimer,
     inbound: HashMap<u64, oneshot::Sender<Option<Bytes>>>,
     next_inbound: u64,
@@ -109,6 +118,7 @@ impl Membership {
             parts,
             swim,
             published: 0,
+            logged: BTreeMap::new(),
             timer: CoreTimer::default(),
             inbound: HashMap::new(),
             next_inbound: 0,
@@ -209,8 +219,24 @@ impl Membership {
             health_score: self.swim.health_score(),
             queued_broadcasts: self.swim.queued_broadcasts(),
             refused: refused(self.swim.stats()),
+            incarnation_jumps: self.swim.stats().incarnation_jumps,
+            evicted: self.swim.stats().members_evicted,
         }));
         *self.parts.durable.lock().unwrap_or_else(PoisonError::into_inner) = Some(self.swim.durable());
+    }
+
+    fn log_refusals(&mut self) {
+        let refused = refused(self.swim.stats());
+        let news: Vec<String> = refused
+            .iter()
+            .map(|(reason, count)| (reason, count - self.logged.get(reason).unwrap_or(&0).min(count)))
+            .filter(|(_, count)| *count > 0)
+            .map(|(reason, count)| format!("{reason}: {count}"))
+            .collect();
+        if !news.is_empty() {
+            tracing::warn!(refused = %news.join(", "), "packets and messages were refused in the last minute");
+        }
+        self.logged = refused;
     }
 
     fn set_timer(&mut self, ctx: &mut Context<Self>) {
@@ -252,6 +278,7 @@ impl Actor for Membership {
         self.pump(ctx);
         // Queue, health and refusals change without any change of the members.
         ctx.run_interval(PUBLISH_PERIOD, |this, _| this.publish());
+        ctx.run_interval(REFUSALS_LOGGED, |this, _| this.log_refusals());
         // Packets come one batch at a time: the next is taken when the last one is handled, so timers get their turn.
         let (queue, address) = (self.parts.queue.clone(), ctx.address());
         ctx.spawn(

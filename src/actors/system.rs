@@ -163,6 +163,13 @@ impl System {
         let transport = if config.kv.uses_gossip() { Some(bind(&config, &extras)?) } else { None };
         let advertised = transport.as_ref().map(|transport| advertised(&config, transport.local_addr())).transpose()?;
         let swim = swim_config(&config)?;
+        if let Some(own) = advertised.filter(|own| !swim.allowed_networks.allows(own.ip())) {
+            return Err(StartError::Config(format!(
+                "memberlist.cidrs_allowed does not contain {}, the address that this node advertises: the others would \
+                 refuse it; add its network, or set memberlist.advertise_addr",
+                own.ip()
+            )));
+        }
         let memory = extras.memory.unwrap_or_default();
         let mut others = Vec::new();
         for kind in config.kv.stores().into_iter().filter(|kind| *kind != KvStore::Memberlist) {

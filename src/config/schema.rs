@@ -151,7 +151,7 @@ pub(crate) static KEYS: &[Key] = &[
     key("memberlist.left_ingesters_timeout", Kind::Duration, "How long an instance that left stays in the ring as a tombstone. 0s keeps it for ever."),
     key("memberlist.obsolete_entries_timeout", Kind::Duration, "How long a deleted key is remembered. 0s keeps it for ever. Must outlive two push/pulls, so dskit's 30s is not the default."),
     key("memberlist.leave_timeout", Kind::Duration, "Longest wait for the message that this node leaves to be sent."),
-    key("memberlist.cidrs_allowed", Kind::TextList, "Networks that members may come from. Not available in this version: must be empty."),
+    key("memberlist.cidrs_allowed", Kind::TextList, "Networks that members may come from, such as 10.0.0.0/8 or fd00::/8. Announcements from elsewhere, or of other addresses, are refused and counted. Empty allows all."),
     key("memberlist.tls_enabled", Kind::Bool, "Use TLS between nodes (needs transport tcp; not in this version)."),
     key("memberlist.tls_cert_path", Kind::Text, "Certificate of this node, PEM."),
     key("memberlist.tls_key_path", Kind::Text, "Private key of this node, PEM."),

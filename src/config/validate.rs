@@ -10,7 +10,7 @@ use base64::engine::general_purpose::STANDARD;
 use super::error::Problem;
 use super::memberlist::TransportKind;
 use super::rings::TokenStrategy;
-use super::{Config, KvStore, MemberlistConfig, RingConfig};
+use super::{Config, KvStore, MemberlistConfig, Networks, RingConfig};
 
 /// Longest name and label that fit the wire.
 const MAX_NAME_BYTES: usize = 255;
@@ -103,11 +103,16 @@ fn memberlist(m: &MemberlistConfig, found: &mut Problems) {
             );
         }
     }
-    found.check(
-        m.cidrs_allowed.is_empty(),
-        "memberlist.cidrs_allowed",
-        "is not available in this version; leave it empty, and keep strangers out with cluster_label and a firewall",
-    );
+    match Networks::parse(&m.cidrs_allowed) {
+        Err(error) => found.add(format!("memberlist.cidrs_allowed[{}]", error.index), error.to_string()),
+        Ok(networks) => {
+            found.check(
+                m.advertise_addr.parse().map_or(true, |ip| networks.allows(ip)),
+                "memberlist.cidrs_allowed",
+                "does not contain memberlist.advertise_addr: the others would refuse this node",
+            );
+        }
+    }
     let label = "memberlist.cluster_label";
     found.check(
         m.cluster_label.len() <= MAX_NAME_BYTES,

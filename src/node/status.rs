@@ -235,6 +235,12 @@ fn membership(page: &mut Page, system: &System) {
     for (reason, count) in &members.refused {
         refused.get_or_create(&ByReason { reason }).inc_by(*count);
     }
+    page.counter(
+        "annulus_incarnation_jumps",
+        "Incarnations that grew as no member's does: somebody may be forging them",
+        members.incarnation_jumps,
+    );
+    page.counter("annulus_members_evicted", "Dead members forgotten early, the table being full", members.evicted);
     let moved = transport.transport.counters().snapshot();
     page.counter("memberlist_udp_received_bytes", "Bytes of packets received", moved.packet_bytes_in);
     page.counter("memberlist_udp_sent_bytes", "Bytes of packets sent", moved.packet_bytes_out);

@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 
+use super::admission::Origin;
 use super::member::is_compatible;
 use super::timers::Timer;
 use super::{ExchangeId, Output, Swim};
@@ -178,7 +179,7 @@ impl Swim {
                 self.outputs.push_back(Output::RespondStream { exchange, bytes });
                 let peer = sole_node_at(&remote.nodes, from.ip());
                 // The peer cannot be told why; the refusal is counted.
-                let _ = self.merge(now, remote, peer);
+                let _ = self.merge(now, remote, peer, Origin::Request);
             }
             Some(Exchange::Out { .. }) | None => {}
         }
@@ -201,7 +202,7 @@ impl Swim {
         let merged = match result {
             Ok(Some(StreamMessage::PushPull(remote))) => {
                 let peer = remote.nodes.iter().position(|node| is_at(node, to));
-                self.merge(now, remote, peer)
+                self.merge(now, remote, peer, Origin::Answer)
             }
             Ok(Some(StreamMessage::Error(error))) => Err(format!("the peer refused: {error}")),
             Ok(Some(_)) => Err("the peer answered something else".to_owned()),
@@ -215,8 +216,29 @@ impl Swim {
         self.push_pull_ended(now, to, purpose, merged);
     }
 
+    /// Whether peers that may not know us yet were sent our state and have not answered.
+    pub(super) fn has_contacts(&self) -> bool {
+        self.exchanges.open.values().any(|exchange| {
+            matches!(exchange, Exchange::Out { purpose: Purpose::Join(_) | Purpose::Rejoin, sent: true, .. })
+        })
+    }
+
+    /// Ends the exchanges of ours that have not been sent: a node that leaves contacts nobody new.
+    pub(super) fn give_up_unsent_contacts(&mut self, now: Instant) {
+        let unsent = |exchange: &Exchange| matches!(exchange, Exchange::Out { sent: false, .. });
+        let ids: Vec<_> = self.exchanges.open.iter().filter(|(_, open)| unsent(open)).map(|(id, _)| *id).collect();
+        for id in ids {
+            if let Some(Exchange::Out { to, purpose, .. }) = self.exchanges.open.remove(&id) {
+                self.push_pull_ended(now, to, purpose, Err("this node is leaving the cluster".to_owned()));
+            }
+        }
+    }
+
     fn push_pull_ended(&mut self, now: Instant, to: SocketAddr, purpose: Purpose, result: Result<Merged, String>) {
         self.stats.push_pulls_failed += u64::from(result.is_err());
+        if purpose != Purpose::Periodic {
+            self.say_goodbye_to(to);
+        }
         if let Purpose::Join(id) = purpose {
             self.join_contact_ended(now, id, to, result);
         }
@@ -238,7 +260,7 @@ impl Swim {
     /// # Errors
     ///
     /// Why everything was refused.
-    fn merge(&mut self, now: Instant, remote: PushPull, peer: Option<usize>) -> Result<Merged, String> {
+    fn merge(&mut self, now: Instant, remote: PushPull, peer: Option<usize>, origin: Origin) -> Result<Merged, String> {
         if let Some(peer) = peer.and_then(|place| remote.nodes.get(place))
             && !peer.vsn.as_ref().is_some_and(is_compatible)
         {
@@ -254,7 +276,7 @@ impl Swim {
         }
         let PushPull { join, nodes, user_state } = remote;
         for node in nodes {
-            self.merge_node(now, node);
+            self.merge_node(now, node, origin);
         }
         if !user_state.is_empty() {
             self.outputs.push_back(Output::RemoteState { bytes: user_state, join });
@@ -262,11 +284,11 @@ impl Swim {
         Ok(Merged::Yes)
     }
 
-    fn merge_node(&mut self, now: Instant, node: PushNode) {
+    fn merge_node(&mut self, now: Instant, node: PushNode, origin: Origin) {
         let PushNode { name, addr, port, meta, incarnation, state, vsn } = node;
         match state {
             Some(MemberState::Alive) => {
-                self.alive(now, Alive { incarnation, node: name, addr, port, meta, vsn });
+                self.alive(now, Alive { incarnation, node: name, addr, port, meta, vsn }, origin);
             }
             Some(MemberState::Left) => self.dead(now, Dead { incarnation, node: name.clone(), from: name }),
             Some(MemberState::Dead | MemberState::Suspect) => {

@@ -15,7 +15,7 @@ use crate::actors::joining::{JoinPolicy, Joined};
 use crate::actors::membership::{Members, Membership, MembershipParts};
 use crate::actors::transport::{TransportActor, TransportParts};
 use crate::actors::watch_hub::WatchHub;
-use crate::config::{self, Config};
+use crate::config::{self, Config, Networks};
 use crate::kv::Codecs;
 use crate::kv::gossip::{Contents, GossipConfig};
 use crate::swim::{LocalNode, SwimConfig};
@@ -187,6 +187,8 @@ pub(super) fn swim_config(config: &Config) -> Result<SwimConfig, StartError> {
         packet_budget: usize::try_from(settings.udp_buffer_size).unwrap_or(1400),
         disable_tcp_pings: !settings.stream_ping_fallback,
         rejoin_interval: memberlist.rejoin_interval,
+        allowed_networks: Networks::parse(&memberlist.cidrs_allowed)
+            .map_err(|error| StartError::Config(format!("memberlist.cidrs_allowed: {error}")))?,
         ..SwimConfig::default()
     })
 }
