@@ -16,8 +16,8 @@ use super::member::is_compatible;
 use super::timers::Timer;
 use super::{ExchangeId, Output, Swim};
 use crate::wire::message::{Ack, Alive, Dead, MemberState, PushNode, PushPull, StreamMessage, Suspect};
-use crate::wire::stream::MAX_USER_STATE;
-use crate::wire::{Label, encode_reply, encode_request};
+use crate::wire::stream::{MAX_ENCRYPTED, MAX_STREAM, MAX_USER_STATE};
+use crate::wire::{Label, PacketOptions, encode_reply, encode_request};
 
 /// The most push/pulls of others that wait for our state at a time; more are closed at once.
 pub const MAX_INBOUND_PUSH_PULLS: usize = 128;
@@ -166,15 +166,13 @@ impl Swim {
             Some(Exchange::Out { to, purpose, sent }) if !*sent => {
                 *sent = true;
                 let (to, join) = (*to, *purpose != Purpose::Periodic);
-                let state = self.own_state(join, user_state);
-                let bytes = encode_request(&state, &self.config.packet, &mut self.nonces);
+                let bytes = self.own_state(join, user_state, None);
                 let timeout = self.config.stream_timeout;
                 self.outputs.push_back(Output::OpenStream { exchange, to, bytes, expect_reply: true, timeout });
             }
             Some(Exchange::In { .. }) => {
                 let Some(Exchange::In { from, label, remote }) = self.exchanges.open.remove(&exchange) else { return };
-                let state = self.own_state(remote.join, user_state);
-                let bytes = Some(encode_reply(&state, &self.config.packet, &label, &mut self.nonces));
+                let bytes = Some(self.own_state(remote.join, user_state, Some(&label)));
                 // Answer first, as every peer does: even one whose state we refuse learns the members.
                 self.outputs.push_back(Output::RespondStream { exchange, bytes });
                 let peer = sole_node_at(&remote.nodes, from.ip());
@@ -244,14 +242,27 @@ impl Swim {
         }
     }
 
-    fn own_state(&mut self, join: bool, mut user_state: Bytes) -> StreamMessage {
-        if user_state.len() > MAX_USER_STATE {
-            // The peer would refuse all of it; the membership at least can be exchanged.
-            self.stats.refuse_message("own_user_state_too_long");
-            user_state = Bytes::new();
+    /// All that this node knows, encoded: an answer to a stream with a label, or a request. If that is more than a peer
+    /// takes, it would refuse all of it: then the application's state stays away, which is counted (and so logged and in
+    /// the metrics), and the membership at least is exchanged.
+    fn own_state(&mut self, join: bool, user_state: Bytes, answer_to: Option<&Label>) -> Bytes {
+        let nodes: Vec<_> = self.table.iter().map(super::Member::to_push_node).collect();
+        let mut encode = |nodes, user_state| {
+            let state = StreamMessage::PushPull(PushPull { join, nodes, user_state });
+            match answer_to {
+                Some(label) => encode_reply(&state, &self.config.packet, label, &mut self.nonces),
+                None => encode_request(&state, &self.config.packet, &mut self.nonces),
+            }
+        };
+        if user_state.len() <= MAX_USER_STATE {
+            let bytes = encode(nodes.clone(), user_state);
+            if bytes.len() <= longest_stream(&self.config.packet) {
+                return bytes;
+            }
         }
-        let nodes = self.table.iter().map(super::Member::to_push_node).collect();
-        StreamMessage::PushPull(PushPull { join, nodes, user_state })
+        let bytes = encode(nodes, Bytes::new());
+        self.stats.refuse_message("own_user_state_too_long");
+        bytes
     }
 
     /// Takes over what a peer says. `peer` is its own entry, if we can tell: when that one cannot understand us, nothing
@@ -297,6 +308,13 @@ impl Swim {
             None => self.stats.refuse_message("member_state_unknown"),
         }
     }
+}
+
+/// The most bytes that a peer reads of what we send: less where it is encrypted. The label in front is no part of it, and
+/// ignored here for its few bytes.
+fn longest_stream(options: &PacketOptions) -> usize {
+    let encrypted = !options.keyring.is_empty() && options.verify_outgoing;
+    if encrypted { MAX_ENCRYPTED } else { MAX_STREAM }
 }
 
 /// Whether a node says that it is reached at this address.

@@ -9,10 +9,11 @@ use super::harness::Net;
 use super::rules::{One, addr, alive, events, push_node};
 use crate::config::Networks;
 use crate::swim::{ExchangeId, Input, MemberEvent, NEW_NAMES_BURST, NEW_NAMES_PER_SECOND, Output, SwimConfig};
-use crate::wire::encode_message;
 use crate::wire::message::{
     Alive, Dead, MemberState, Message, PushNode, PushPull, StreamMessage, Suspect, VSN, WireIp,
 };
+use crate::wire::stream::MAX_USER_STATE;
+use crate::wire::{Key, Keyring, PacketOptions, StreamDecoder, StreamSide, encode_message};
 
 const A: MemberState = MemberState::Alive;
 
@@ -234,5 +235,30 @@ fn a_cluster_learns_at_once_that_a_node_left_in_the_middle_of_its_join() {
             let failed = node.events.iter().any(|(_, event)| matches!(event, MemberEvent::Suspected(_)));
             assert!(!failed, "seed {seed}: nobody had to find out");
         }
+    }
+}
+
+#[test]
+fn a_state_that_no_peer_would_take_is_left_out_and_counted_and_the_members_are_sent() {
+    let key = Key::new(&[7; 16]).unwrap();
+    let encrypted = PacketOptions { keyring: Keyring::new([key]).unwrap(), ..PacketOptions::default() };
+    // With encryption the members count too: what alone would just fit does not fit with them.
+    for (packet, len, sent) in [
+        (PacketOptions::default(), MAX_USER_STATE, true),
+        (PacketOptions::default(), MAX_USER_STATE + 1, false),
+        (encrypted.clone(), MAX_USER_STATE, false),
+        (encrypted, 1000, true),
+    ] {
+        let mut one = One::with(SwimConfig { packet: packet.clone(), ..quiet() });
+        one.swim.handle(one.now, Input::Join { id: 1, seeds: vec![addr(2)] });
+        let Some(Output::NeedUserState { exchange, .. }) = one.outputs().pop() else { panic!() };
+        one.swim.handle(one.now, Input::UserState { exchange, bytes: Bytes::from(vec![b's'; len]) });
+        let Some(Output::OpenStream { bytes, .. }) = one.outputs().pop() else { panic!() };
+        let mut peer = StreamDecoder::new(&packet, StreamSide::Accepted);
+        peer.feed(&bytes).unwrap();
+        let Some(StreamMessage::PushPull(arrived)) = peer.poll().unwrap() else { panic!("{len}: a whole push/pull") };
+        assert_eq!(arrived.nodes.len(), 1);
+        assert_eq!(arrived.user_state.len(), if sent { len } else { 0 });
+        assert_eq!(refused(&one, "own_user_state_too_long"), u64::from(!sent));
     }
 }
