@@ -22,7 +22,7 @@ use crate::clock::Now;
 use crate::swim::{
     Durable, ExchangeId, Input, LocalNode, Member, MemberEvent, Output, Stats, Swim, SwimConfig, UserBroadcast,
 };
-use crate::transport::PacketQueue;
+use crate::transport::{PacketQueue, Transport};
 use crate::wire::{Label, StreamMessage};
 
 /// Packets handled before timers get their turn.
@@ -59,6 +59,8 @@ pub(crate) struct MembershipParts {
     pub(crate) config: SwimConfig,
     pub(crate) local: LocalNode,
     pub(crate) queue: Arc<PacketQueue>,
+    /// Is told who the members are: they may send more than strangers.
+    pub(crate) network: Arc<dyn Transport>,
     pub(crate) members: Arc<ArcSwap<Members>>,
     pub(crate) events: EventHub,
     pub(crate) transport: OnceLock<Addr<TransportActor>>,
@@ -211,8 +213,15 @@ impl Membership {
     }
 
     fn publish(&mut self) {
-        self.published = self.swim.changes();
         let mut list = self.swim.members();
+        if self.swim.changes() != self.published {
+            let mut addresses = HashMap::new();
+            for ip in list.iter().filter(|member| member.is_live()).filter_map(|member| member.addr.to_ip()) {
+                *addresses.entry(ip).or_default() += 1;
+            }
+            self.parts.network.set_members(&addresses);
+        }
+        self.published = self.swim.changes();
         list.sort_by(|a, b| a.name.cmp(&b.name));
         self.parts.members.store(Arc::new(Members {
             list,
@@ -251,6 +260,13 @@ fn refused(stats: &Stats) -> BTreeMap<&'static str, u64> {
     let mut refused = stats.packets_refused.clone();
     for (reason, count) in &stats.messages_refused {
         *refused.entry(*reason).or_default() += count;
+    }
+    for (reason, count) in
+        [("push_pull_turned_away", stats.push_pulls_turned_away), ("push_pull_incompatible", stats.merges_refused)]
+    {
+        if count > 0 {
+            refused.insert(reason, count);
+        }
     }
     refused
 }

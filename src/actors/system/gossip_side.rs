@@ -99,6 +99,7 @@ pub(super) fn start_gossip(
         membership: OnceLock::new(),
         contents: Contents::default(),
     });
+    let network = transport.clone();
     let transport_parts = Arc::new(TransportParts {
         transport,
         queue: queue.clone(),
@@ -106,11 +107,13 @@ pub(super) fn start_gossip(
         stream_timeout: swim.stream_timeout,
         membership: OnceLock::new(),
         budget: ByteBudget::default(),
+        streams: Arc::default(),
     });
     let membership_parts = Arc::new(MembershipParts {
         config: swim,
         local: LocalNode { name: NodeName::from(config.node.id.as_str()), addr: advertised, meta },
         queue,
+        network,
         members: members.clone(),
         events: events.clone(),
         transport: OnceLock::new(),
