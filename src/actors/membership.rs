@@ -68,6 +68,8 @@ pub(crate) struct MembershipParts {
     pub(crate) durable: Mutex<Option<Durable>>,
     /// Names of peers to join, as configured.
     pub(crate) join_members: Vec<String>,
+    /// The DNS server to ask for SRV records, where it is not the system's.
+    pub(crate) dns_server: Option<SocketAddr>,
     pub(crate) join: JoinPolicy,
     pub(crate) seeds: Mutex<Vec<SocketAddr>>,
     /// Whether the first attempt to join is over. Before that the store takes no writes: an instance that registered

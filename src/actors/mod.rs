@@ -24,6 +24,8 @@ pub(crate) mod mirror;
 pub(crate) mod multi;
 pub(crate) mod ring_keeper;
 pub(crate) mod seeds;
+#[cfg(feature = "dns-srv")]
+pub(crate) mod srv;
 pub(crate) mod streams;
 pub mod supervisor;
 pub(crate) mod system;

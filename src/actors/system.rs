@@ -4,6 +4,7 @@ mod gossip_side;
 mod rings;
 mod stores;
 
+use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, Mutex, OnceLock};
@@ -66,6 +67,8 @@ pub(crate) struct Extras {
     pub(crate) memory: Option<Memory>,
     pub(crate) transport: Option<Arc<dyn Transport>>,
     pub(crate) meta: Bytes,
+    /// Asked for SRV records instead of the DNS servers of the system.
+    pub(crate) dns_server: Option<SocketAddr>,
 }
 
 /// One ring of the node.
@@ -178,7 +181,18 @@ impl System {
 
         spawn_supervisor(&spawner);
         let gossip = transport.zip(advertised).map(|(transport, advertised)| {
-            start_gossip(&spawner, &config, swim, &codecs, &events, &members, transport, advertised, extras.meta)
+            start_gossip(
+                &spawner,
+                &config,
+                swim,
+                &codecs,
+                &events,
+                &members,
+                transport,
+                advertised,
+                extras.meta,
+                extras.dns_server,
+            )
         });
         let store_of = |wanted: KvStore| match &gossip {
             Some(gossip) if wanted == KvStore::Memberlist => Ok(gossip.client.clone() as SharedStore),

@@ -122,7 +122,7 @@ pub(crate) static KEYS: &[Key] = &[
     key("memberlist.bind_port", PORT, "Port to listen on. 0 lets the system choose one."),
     key("memberlist.advertise_addr", Kind::Text, "IP address that other nodes reach this one at. Empty: found from the bind address."),
     key("memberlist.advertise_port", PORT, "Port that other nodes reach this one at. 0: the bound port."),
-    key("memberlist.join_members", Kind::TextList, "Nodes to join through: host:port, or dns+host:port. Empty starts a cluster of one. SRV look-ups are not available in this version."),
+    key("memberlist.join_members", Kind::TextList, "Nodes to join through: host:port, dns+host:port, or by SRV records dnssrv+name and dnssrvnoa+name (feature dns-srv). Empty starts a cluster of one. Names are resolved again every rejoin_interval."),
     key("memberlist.rejoin_interval", Kind::Duration, "How often join_members are contacted again, which heals a split cluster. 0s turns it off."),
     key("memberlist.min_join_backoff", Kind::Duration, "First wait after a failed join."),
     key("memberlist.max_join_backoff", Kind::Duration, "Longest wait between attempts to join."),

@@ -97,9 +97,11 @@ fn memberlist(m: &MemberlistConfig, found: &mut Problems) {
         if !is_join_member(member) {
             found.add(
                 format!("memberlist.join_members[{index}]"),
-                format!(
-                    "`{member}` is neither host:port nor dns+host:port (SRV look-ups are not available in this version)"
-                ),
+                if is_srv(member) && !cfg!(feature = "dns-srv") {
+                    format!("`{member}` needs SRV look-ups; this program was built without the feature dns-srv")
+                } else {
+                    format!("`{member}` is none of host:port, dns+host:port, dnssrv+name and dnssrvnoa+name")
+                },
             );
         }
     }
@@ -281,6 +283,12 @@ fn is_join_member(text: &str) -> bool {
         // The port is not in an A record, so it must stand here.
         return is_host_port(rest);
     }
-    let srv = text.starts_with("dnssrv+") || text.starts_with("dnssrvnoa+");
-    !srv && (is_host_port(text) || is_host(text) || text.parse::<IpAddr>().is_ok())
+    if let Some(name) = text.strip_prefix("dnssrv+").or_else(|| text.strip_prefix("dnssrvnoa+")) {
+        return cfg!(feature = "dns-srv") && (is_host_port(name) || is_host(name));
+    }
+    is_host_port(text) || is_host(text) || text.parse::<IpAddr>().is_ok()
+}
+
+fn is_srv(text: &str) -> bool {
+    text.starts_with("dnssrv+") || text.starts_with("dnssrvnoa+")
 }

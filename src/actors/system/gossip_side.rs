@@ -85,6 +85,7 @@ pub(super) fn start_gossip(
     transport: Arc<dyn Transport>,
     advertised: SocketAddr,
     meta: Bytes,
+    dns_server: Option<SocketAddr>,
 ) -> GossipSide {
     let queue = Arc::new(PacketQueue::default());
     let hub = Arc::new(WatchHub::default());
@@ -120,6 +121,7 @@ pub(super) fn start_gossip(
         gossip: OnceLock::new(),
         durable: Mutex::new(None),
         join_members: config.memberlist.join_members.clone(),
+        dns_server,
         join: JoinPolicy {
             max_retries: config.memberlist.max_join_retries,
             min_backoff: config.memberlist.min_join_backoff,
