@@ -20,9 +20,9 @@ use super::timer::CoreTimer;
 use super::transport::{Exchange, SendPackets, TransportActor};
 use crate::clock::Now;
 use crate::swim::{
-    Durable, ExchangeId, Input, LocalNode, Member, MemberEvent, Output, Stats, Swim, SwimConfig, UserBroadcast,
+    Durable, ExchangeId, Input, LocalNode, Member, MemberEvent, Output, Swim, SwimConfig, UserBroadcast,
 };
-use crate::transport::{PacketQueue, Transport};
+use crate::transport::{ByteBudget, PacketQueue, Transport};
 use crate::wire::{Label, StreamMessage};
 
 /// Packets handled before timers get their turn.
@@ -61,6 +61,8 @@ pub(crate) struct MembershipParts {
     pub(crate) queue: Arc<PacketQueue>,
     /// Is told who the members are: they may send more than strangers.
     pub(crate) network: Arc<dyn Transport>,
+    /// What peers' states may take while they wait for the store.
+    pub(crate) states: ByteBudget,
     pub(crate) members: Arc<ArcSwap<Members>>,
     pub(crate) events: EventHub,
     pub(crate) transport: OnceLock<Addr<TransportActor>>,
@@ -90,6 +92,8 @@ pub(crate) struct Membership {
     joins: HashMap<u64, oneshot::Sender<JoinOutcome>>,
     next_join: u64,
     leaving: Vec<oneshot::Sender<()>>,
+    /// States of peers that the store had no room for.
+    states_dropped: u64,
 }
 
 /// How a join went.
@@ -129,6 +133,7 @@ impl Membership {
             joins: HashMap::new(),
             next_join: 0,
             leaving: Vec::new(),
+            states_dropped: 0,
         }
     }
 
@@ -196,8 +201,13 @@ impl Membership {
                 }));
             }
             Output::RemoteState { bytes, join } => {
-                if let Some(gossip) = self.parts.gossip.get() {
-                    gossip.do_send(RemoteState { bytes, join });
+                let Some(gossip) = self.parts.gossip.get() else { return };
+                let mut permit = self.parts.states.permit();
+                if permit.try_grow(bytes.len()) {
+                    gossip.do_send(RemoteState { bytes, join, permit });
+                } else {
+                    // The stream that it came on counts it no more. The next push/pull brings it again.
+                    self.states_dropped += 1;
                 }
             }
             Output::JoinDone { id, joined, errors } => {
@@ -229,15 +239,34 @@ impl Membership {
             list,
             health_score: self.swim.health_score(),
             queued_broadcasts: self.swim.queued_broadcasts(),
-            refused: refused(self.swim.stats()),
+            refused: self.refused(),
             incarnation_jumps: self.swim.stats().incarnation_jumps,
             evicted: self.swim.stats().members_evicted,
         }));
         *self.parts.durable.lock().unwrap_or_else(PoisonError::into_inner) = Some(self.swim.durable());
     }
 
+    /// Everything that was refused or dropped, by reason.
+    fn refused(&self) -> BTreeMap<&'static str, u64> {
+        let stats = self.swim.stats();
+        let mut refused = stats.packets_refused.clone();
+        for (reason, count) in &stats.messages_refused {
+            *refused.entry(*reason).or_default() += count;
+        }
+        for (reason, count) in [
+            ("push_pull_turned_away", stats.push_pulls_turned_away),
+            ("push_pull_incompatible", stats.merges_refused),
+            ("push_pull_store_overloaded", self.states_dropped),
+        ] {
+            if count > 0 {
+                refused.insert(reason, count);
+            }
+        }
+        refused
+    }
+
     fn log_refusals(&mut self) {
-        let refused = refused(self.swim.stats());
+        let refused = self.refused();
         let news: Vec<String> = refused
             .iter()
             .map(|(reason, count)| (reason, count - self.logged.get(reason).unwrap_or(&0).min(count)))
@@ -256,21 +285,6 @@ impl Membership {
             this.input(Input::Tick, ctx);
         });
     }
-}
-
-fn refused(stats: &Stats) -> BTreeMap<&'static str, u64> {
-    let mut refused = stats.packets_refused.clone();
-    for (reason, count) in &stats.messages_refused {
-        *refused.entry(*reason).or_default() += count;
-    }
-    for (reason, count) in
-        [("push_pull_turned_away", stats.push_pulls_turned_away), ("push_pull_incompatible", stats.merges_refused)]
-    {
-        if count > 0 {
-            refused.insert(reason, count);
-        }
-    }
-    refused
 }
 
 fn node_event(event: MemberEvent) -> NodeEvent {

@@ -23,6 +23,9 @@ use crate::transport::{ByteBudget, Limits, NetTransport, PacketQueue, Transport}
 use crate::wire::message::NodeName;
 use crate::wire::{Compression, EncryptionVersion, Key, Keyring, Label, PacketOptions};
 
+/// Most bytes of peers' states that wait for the store: three of the largest.
+const STATES_WAITING: usize = 3 * crate::wire::stream::MAX_USER_STATE;
+
 /// The gossip side of a node: transport, membership, store.
 pub(super) struct GossipSide {
     pub(super) client: Arc<GossipClient>,
@@ -115,6 +118,7 @@ pub(super) fn start_gossip(
         local: LocalNode { name: NodeName::from(config.node.id.as_str()), addr: advertised, meta },
         queue,
         network,
+        states: ByteBudget::new(STATES_WAITING),
         members: members.clone(),
         events: events.clone(),
         transport: OnceLock::new(),
