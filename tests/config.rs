@@ -325,8 +325,13 @@ fn combinations_that_cannot_work_are_refused() {
         (vec!["memberlist.tls_enabled=true"], "memberlist.tls_enabled"),
         (vec!["memberlist.advertise_addr=gossip.local"], "memberlist.advertise_addr"),
         (vec!["memberlist.join_members=ok:1,dns+noport"], "memberlist.join_members[1]"),
-        (vec!["memberlist.cidrs_allowed=10.0.0.0/8"], "memberlist.cidrs_allowed"),
-        (vec!["memberlist.join_members=dnssrv+_g._tcp.d"], "memberlist.join_members[0]"),
+        (vec!["memberlist.cidrs_allowed=10.0.0.0/8,10.0.0.1"], "memberlist.cidrs_allowed[1]"),
+        (
+            vec!["memberlist.cidrs_allowed=10.0.0.0/8", "memberlist.advertise_addr=192.0.2.1"],
+            "memberlist.cidrs_allowed",
+        ),
+        (vec!["memberlist.join_members=dnssrv+"], "memberlist.join_members[0]"),
+        (vec!["memberlist.join_members=dnssrvnoa+a/b"], "memberlist.join_members[0]"),
         (
             vec!["rings.0.name=a", "rings.0.token_generation_strategy=spread-minimizing"],
             "rings[0].token_generation_strategy",

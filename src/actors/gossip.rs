@@ -18,6 +18,7 @@ use crate::clock::Now;
 use crate::kv::gossip::{Contents, GossipConfig, GossipStore, Input, Output};
 use crate::kv::{BoxFuture, CasFn, CasOutcome, Codecs, Entry, Store, StoreError, StoreKind, Value, Watch};
 use crate::swim::UserBroadcast;
+use crate::transport::BytePermit;
 
 /// Batches of updates that may wait in the mailbox before new ones are dropped (and repaired by push/pull).
 const MAILBOX: usize = 1024;
@@ -133,14 +134,17 @@ impl Handler<UserMessages> for Gossip {
 pub(crate) struct RemoteState {
     pub(crate) bytes: Bytes,
     pub(crate) join: bool,
+    /// Its share of what may wait in our mailbox.
+    pub(crate) permit: BytePermit,
 }
 message!(RemoteState => ());
 
 impl Handler<RemoteState> for Gossip {
     type Result = ();
 
-    fn handle(&mut self, RemoteState { bytes, join }: RemoteState, ctx: &mut Self::Context) {
+    fn handle(&mut self, RemoteState { bytes, join, permit }: RemoteState, ctx: &mut Self::Context) {
         self.store.handle(Now::read(), Input::RemoteState { bytes, join });
+        drop(permit);
         drop(self.pump(ctx));
     }
 }

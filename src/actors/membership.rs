@@ -21,10 +21,9 @@ use super::timer::CoreTimer;
 use super::transport::{Exchange, SendPackets, TransportActor};
 use crate::clock::Now;
 use crate::swim::{
-    Durable, ExchangeId, ForeignLabels, Input, LocalNode, Member, MemberEvent, Output, Stats, Swim, SwimConfig,
-    UserBroadcast,
+    Durable, ExchangeId, ForeignLabels, Input, LocalNode, Member, MemberEvent, Output, Swim, SwimConfig, UserBroadcast,
 };
-use crate::transport::PacketQueue;
+use crate::transport::{ByteBudget, PacketQueue, Transport};
 use crate::wire::message::NodeName;
 use crate::wire::{Label, PacketOptions, StreamMessage};
 
@@ -33,6 +32,9 @@ const BATCH: usize = 64;
 
 /// How often what is shown is renewed when no member changes.
 const PUBLISH_PERIOD: Duration = Duration::from_secs(1);
+
+/// How often what was refused since the last time is written to the log, in one line: strangers must not fill it.
+const REFUSALS_LOGGED: Duration = Duration::from_secs(60);
 
 /// Exchanges that peers began have the top bit set, so that they never meet the ids of our own.
 const INBOUND: u64 = 1 << 63;
@@ -52,6 +54,10 @@ pub struct Members {
     pub labels: BTreeMap<NodeName, Label>,
     /// Packets and answers under labels that this node does not accept.
     pub foreign_labels: ForeignLabels,
+    /// Incarnations of members that grew as none does by itself: somebody may be forging them.
+    pub incarnation_jumps: u64,
+    /// Members forgotten before their time because the table was full.
+    pub evicted: u64,
 }
 
 /// What outlives the actor.
@@ -61,6 +67,10 @@ pub(crate) struct MembershipParts {
     pub(crate) wrapping: Arc<Wrapping>,
     pub(crate) local: LocalNode,
     pub(crate) queue: Arc<PacketQueue>,
+    /// Is told who the members are: they may send more than strangers.
+    pub(crate) network: Arc<dyn Transport>,
+    /// What peers' states may take while they wait for the store.
+    pub(crate) states: ByteBudget,
     pub(crate) members: Arc<ArcSwap<Members>>,
     pub(crate) events: EventHub,
     pub(crate) transport: OnceLock<Addr<TransportActor>>,
@@ -68,6 +78,8 @@ pub(crate) struct MembershipParts {
     pub(crate) durable: Mutex<Option<Durable>>,
     /// Names of peers to join, as configured.
     pub(crate) join_members: Vec<String>,
+    /// The DNS server to ask for SRV records, where it is not the system's.
+    pub(crate) dns_server: Option<SocketAddr>,
     pub(crate) join: JoinPolicy,
     pub(crate) seeds: Mutex<Vec<SocketAddr>>,
     /// Whether the first attempt to join is over. Before that the store takes no writes: an instance that registered
@@ -80,6 +92,8 @@ pub(crate) struct Membership {
     swim: Swim,
     /// The core's count of changes when the members were last published.
     published: u64,
+    /// What had been refused when that was last written to the log.
+    logged: BTreeMap<&'static str, u64>,
     timer: CoreTimer,
     inbound: HashMap<u64, oneshot::Sender<Option<Bytes>>>,
     next_inbound: u64,
@@ -87,6 +101,8 @@ pub(crate) struct Membership {
     next_join: u64,
     leaving: Vec<oneshot::Sender<()>>,
     checks: Checks,
+    /// States of peers that the store had no room for.
+    states_dropped: u64,
 }
 
 /// How a join went.
@@ -120,6 +136,7 @@ impl Membership {
             parts,
             swim,
             published: 0,
+            logged: BTreeMap::new(),
             timer: CoreTimer::default(),
             inbound: HashMap::new(),
             next_inbound: 0,
@@ -127,6 +144,7 @@ impl Membership {
             next_join: 0,
             leaving: Vec::new(),
             checks: Checks::default(),
+            states_dropped: 0,
         }
     }
 
@@ -202,8 +220,13 @@ impl Membership {
                 }));
             }
             Output::RemoteState { bytes, join } => {
-                if let Some(gossip) = self.parts.gossip.get() {
-                    gossip.do_send(RemoteState { bytes, join });
+                let Some(gossip) = self.parts.gossip.get() else { return };
+                let mut permit = self.parts.states.permit();
+                if permit.try_grow(bytes.len()) {
+                    gossip.do_send(RemoteState { bytes, join, permit });
+                } else {
+                    // The stream that it came on counts it no more. The next push/pull brings it again.
+                    self.states_dropped += 1;
                 }
             }
             Output::JoinDone { id, joined, errors } => {
@@ -225,18 +248,60 @@ impl Membership {
     }
 
     fn publish(&mut self) {
-        self.published = self.swim.changes();
         let mut list = self.swim.members();
+        if self.swim.changes() != self.published {
+            let mut addresses = HashMap::new();
+            for ip in list.iter().filter(|member| member.is_live()).filter_map(|member| member.addr.to_ip()) {
+                *addresses.entry(ip).or_default() += 1;
+            }
+            self.parts.network.set_members(&addresses);
+        }
+        self.published = self.swim.changes();
         list.sort_by(|a, b| a.name.cmp(&b.name));
         self.parts.members.store(Arc::new(Members {
             list,
             health_score: self.swim.health_score(),
             queued_broadcasts: self.swim.queued_broadcasts(),
-            refused: refused(self.swim.stats()),
+            refused: self.refused(),
+            incarnation_jumps: self.swim.stats().incarnation_jumps,
+            evicted: self.swim.stats().members_evicted,
             labels: self.swim.member_labels(),
             foreign_labels: self.swim.foreign_labels().clone(),
         }));
         *self.parts.durable.lock().unwrap_or_else(PoisonError::into_inner) = Some(self.swim.durable());
+    }
+
+    /// Everything that was refused or dropped, by reason.
+    fn refused(&self) -> BTreeMap<&'static str, u64> {
+        let stats = self.swim.stats();
+        let mut refused = stats.packets_refused.clone();
+        for (reason, count) in &stats.messages_refused {
+            *refused.entry(*reason).or_default() += count;
+        }
+        for (reason, count) in [
+            ("push_pull_turned_away", stats.push_pulls_turned_away),
+            ("push_pull_incompatible", stats.merges_refused),
+            ("push_pull_store_overloaded", self.states_dropped),
+        ] {
+            if count > 0 {
+                refused.insert(reason, count);
+            }
+        }
+        refused
+    }
+
+    fn log_refusals(&mut self) {
+        let refused = self.refused();
+        let news: Vec<String> = refused
+            .iter()
+            .map(|(reason, count)| (reason, count - self.logged.get(reason).unwrap_or(&0).min(count)))
+            .filter(|(_, count)| *count > 0)
+            .map(|(reason, count)| format!("{reason}: {count}"))
+            .collect();
+        if !news.is_empty() {
+            tracing::warn!(refused = %news.join(", "), "packets and messages were refused in the last minute");
+        }
+        self.logged = refused;
     }
 
     fn set_timer(&mut self, ctx: &mut Context<Self>) {
@@ -245,14 +310,6 @@ impl Membership {
             this.input(Input::Tick, ctx);
         });
     }
-}
-
-fn refused(stats: &Stats) -> BTreeMap<&'static str, u64> {
-    let mut refused = stats.packets_refused.clone();
-    for (reason, count) in &stats.messages_refused {
-        *refused.entry(*reason).or_default() += count;
-    }
-    refused
 }
 
 fn node_event(event: MemberEvent) -> NodeEvent {
@@ -278,6 +335,7 @@ impl Actor for Membership {
         self.pump(ctx);
         // Queue, health and refusals change without any change of the members.
         ctx.run_interval(PUBLISH_PERIOD, |this, _| this.publish());
+        ctx.run_interval(REFUSALS_LOGGED, |this, _| this.log_refusals());
         // Packets come one batch at a time: the next is taken when the last one is handled, so timers get their turn.
         let (queue, address) = (self.parts.queue.clone(), ctx.address());
         ctx.spawn(

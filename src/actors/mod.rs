@@ -27,6 +27,8 @@ pub(crate) mod multi;
 pub(crate) mod ring_keeper;
 pub(crate) mod seeds;
 pub mod shadow;
+#[cfg(feature = "dns-srv")]
+pub(crate) mod srv;
 pub(crate) mod streams;
 pub mod supervisor;
 pub(crate) mod system;

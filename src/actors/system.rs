@@ -4,6 +4,7 @@ mod gossip_side;
 mod rings;
 mod stores;
 
+use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, Mutex, OnceLock};
@@ -67,6 +68,8 @@ pub(crate) struct Extras {
     pub(crate) memory: Option<Memory>,
     pub(crate) transport: Option<Arc<dyn Transport>>,
     pub(crate) meta: Bytes,
+    /// Asked for SRV records instead of the DNS servers of the system.
+    pub(crate) dns_server: Option<SocketAddr>,
 }
 
 /// One ring of the node.
@@ -166,6 +169,13 @@ impl System {
         let transport = if config.kv.uses_gossip() { Some(bind(&config, &extras)?) } else { None };
         let advertised = transport.as_ref().map(|transport| advertised(&config, transport.local_addr())).transpose()?;
         let swim = swim_config(&config)?;
+        if let Some(own) = advertised.filter(|own| !swim.allowed_networks.allows(own.ip())) {
+            return Err(StartError::Config(format!(
+                "memberlist.cidrs_allowed does not contain {}, the address that this node advertises: the others would \
+                 refuse it; add its network, or set memberlist.advertise_addr",
+                own.ip()
+            )));
+        }
         let memory = extras.memory.unwrap_or_default();
         let mut others = Vec::new();
         for kind in config.kv.stores().into_iter().filter(|kind| *kind != KvStore::Memberlist) {
@@ -174,7 +184,18 @@ impl System {
 
         spawn_supervisor(&spawner);
         let gossip = transport.zip(advertised).map(|(transport, advertised)| {
-            start_gossip(&spawner, &config, swim, &codecs, &events, &members, transport, advertised, extras.meta)
+            start_gossip(
+                &spawner,
+                &config,
+                swim,
+                &codecs,
+                &events,
+                &members,
+                transport,
+                advertised,
+                extras.meta,
+                extras.dns_server,
+            )
         });
         let store_of = |wanted: KvStore| match &gossip {
             Some(gossip) if wanted == KvStore::Memberlist => Ok(gossip.client.clone() as SharedStore),

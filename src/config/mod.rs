@@ -28,6 +28,7 @@
 //! | `memberlist.rs`, `kv.rs`, `rings.rs` | the sections, as plain data |
 //! | `profile.rs` | timings of the membership profiles |
 //! | `units.rs` | durations, sizes, secrets, lists |
+//! | `networks.rs` | the allow-list of networks |
 //! | `schema.rs` | the table of all keys; `reference.rs` prints it |
 //! | `text.rs` | bytes of a file to a tree of values, within limits |
 //! | `layer.rs` | one source of values, checked against the table |
@@ -47,6 +48,7 @@ mod kv;
 mod layer;
 mod load;
 mod memberlist;
+mod networks;
 pub mod profile;
 pub mod reference;
 mod rings;
@@ -61,6 +63,7 @@ pub use error::{ConfigError, Origin, Problem};
 pub use kv::{ConsulConfig, EtcdConfig, KvConfig, KvStore, MultiConfig};
 pub use load::{Loaded, Loader, Row};
 pub use memberlist::{Compression, MemberlistConfig, TransportKind};
+pub use networks::{Networks, NotANetwork};
 pub use profile::{Profile, ProfileSettings};
 pub use rings::{RingConfig, TokenStrategy};
 pub use runtime::{MultiKvConfig, Poll, RuntimeConfig, RuntimeError, RuntimeLoader};

@@ -1,5 +1,6 @@
 //! How a node is put together and started.
 
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::mpsc as std_mpsc;
 
@@ -25,6 +26,7 @@ pub struct NodeBuilder {
     memory: Option<Memory>,
     transport: Option<Arc<dyn Transport>>,
     meta: Bytes,
+    dns_server: Option<SocketAddr>,
 }
 
 impl NodeBuilder {
@@ -36,6 +38,7 @@ impl NodeBuilder {
             memory: None,
             transport: None,
             meta: Bytes::new(),
+            dns_server: None,
         }
     }
 
@@ -73,6 +76,14 @@ impl NodeBuilder {
     /// What members are told about this one, at most 512 bytes. Default: empty.
     pub fn meta(mut self, meta: impl Into<Bytes>) -> Self {
         self.meta = meta.into();
+        self
+    }
+
+    /// Asks this DNS server for `dnssrv+` and `dnssrvnoa+` names in `memberlist.join_members`, for example a Consul agent
+    /// on its port 8600, instead of those that the system is configured for.
+    #[cfg(feature = "dns-srv")]
+    pub fn dns_server(mut self, server: SocketAddr) -> Self {
+        self.dns_server = Some(server);
         self
     }
 
@@ -118,7 +129,13 @@ impl NodeBuilder {
             return Err(StartError::Config(format!("the meta has {} bytes, at most 512 are allowed", self.meta.len())));
         }
         self.config.validate().map_err(|error| StartError::Config(error.to_string()))?;
-        let extras = Extras { codecs: self.codecs, memory: self.memory, transport: self.transport, meta: self.meta };
+        let extras = Extras {
+            codecs: self.codecs,
+            memory: self.memory,
+            transport: self.transport,
+            meta: self.meta,
+            dns_server: self.dns_server,
+        };
         let config = self.config;
         let name = format!("annulus-{}", config.node.id);
         std::thread::Builder::new()

@@ -243,6 +243,9 @@ fn membership(page: &mut Page, system: &System) {
     let refused = Family::<ByReason, Counter>::default();
     let help = "Packets and messages refused; label_mismatch tells of another cluster";
     page.registry.register("annulus_packets_refused", help, refused.clone());
+    refused
+        .get_or_create(&ByReason { reason: "over_rate" })
+        .inc_by(transport.transport.counters().snapshot().packets_over_rate);
     for (reason, count) in &members.refused {
         refused.get_or_create(&ByReason { reason }).inc_by(*count);
     }
@@ -258,6 +261,12 @@ fn membership(page: &mut Page, system: &System) {
     if counts.others() > 0 {
         foreign.get_or_create(&ByLabel { label: "(others)".to_owned() }).inc_by(counts.others());
     }
+    page.counter(
+        "annulus_incarnation_jumps",
+        "Incarnations that grew as no member's does: somebody may be forging them",
+        members.incarnation_jumps,
+    );
+    page.counter("annulus_members_evicted", "Dead members forgotten early, the table being full", members.evicted);
     let moved = transport.transport.counters().snapshot();
     page.counter("memberlist_udp_received_bytes", "Bytes of packets received", moved.packet_bytes_in);
     page.counter("memberlist_udp_sent_bytes", "Bytes of packets sent", moved.packet_bytes_out);
@@ -270,7 +279,18 @@ fn membership(page: &mut Page, system: &System) {
     );
     page.counter("annulus_streams_accepted", "Streams accepted", moved.streams_in);
     page.counter("annulus_streams_opened", "Streams opened", moved.streams_out);
-    page.counter("annulus_streams_refused", "Streams refused over the limits", moved.streams_refused);
+    let streams = Family::<ByReason, Counter>::default();
+    page.registry.register("annulus_streams_refused", "Streams of others that were not answered", streams.clone());
+    let over_limits = [
+        ("too_many", moved.streams_over_total),
+        ("too_many_from_address", moved.streams_over_source),
+        ("too_often", moved.streams_over_rate),
+    ];
+    for (reason, count) in over_limits.into_iter().chain(transport.streams.refused()) {
+        streams.get_or_create(&ByReason { reason }).inc_by(count);
+    }
+    page.gauge("annulus_streams_active", "Streams of others that are being answered", transport.streams.active());
+    page.gauge("annulus_stream_budget_free_bytes", "Bytes that streams may still hold", transport.budget.free());
 }
 
 fn rings(page: &mut Page, system: &System) {

@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use super::MAX_MEMBERS;
+use crate::config::Networks;
 use crate::wire::PacketOptions;
 
 /// Settings of the membership core.
@@ -58,6 +60,11 @@ pub struct SwimConfig {
     /// After this time a dead member's name may return with another address (10 s; memberlist's own default is zero).
     /// Zero: not before it is forgotten. The name of a member that left is free at once.
     pub dead_reclaim_time: Duration,
+    /// Networks that members may come from (empty: everybody).
+    pub allowed_networks: Networks,
+    /// The most members in the table, the dead and those who left included ([`MAX_MEMBERS`]). When it is full, new
+    /// members take the place of dead ones, and are refused while there are none.
+    pub max_members: usize,
 }
 
 impl Default for SwimConfig {
@@ -89,6 +96,8 @@ impl SwimConfig {
             disable_tcp_pings: false,
             rejoin_interval: Duration::from_secs(30),
             dead_reclaim_time: Duration::from_secs(10),
+            allowed_networks: Networks::default(),
+            max_members: MAX_MEMBERS,
         }
     }
 

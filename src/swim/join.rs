@@ -76,7 +76,7 @@ impl Swim {
     fn join_next(&mut self, now: Instant, id: u64) {
         loop {
             let Some(join) = self.joins.by_id.get_mut(&id) else { return };
-            if join.joined >= JOIN_WIDTH {
+            if join.joined >= JOIN_WIDTH || self.leave != Leave::No {
                 join.waiting.clear();
             }
             if join.in_flight >= JOIN_WIDTH {

@@ -11,8 +11,8 @@ use rand::seq::SliceRandom;
 
 use crate::wire::message::{Alive, MemberState, NodeName, PushNode, VSN, Vsn, WireIp};
 
-/// The most members that a table takes: as many as one push/pull. Beyond it new names are refused and counted, so that forged announcements
-/// cannot use up the memory.
+/// The most members that a table takes: as many as one push/pull. Beyond it new names take the places of the dead, or are
+/// refused and counted, so that forged announcements cannot use up the memory.
 pub const MAX_MEMBERS: usize = crate::wire::stream::MAX_PUSH_NODES;
 
 /// A member of the cluster as this node sees it.
@@ -138,6 +138,24 @@ impl Table {
         let old = |m: &Member| m.name != *keep && !m.is_live() && now.saturating_duration_since(m.since) > after;
         let (gone, mut kept): (Vec<_>, Vec<_>) = std::mem::take(&mut self.members).into_iter().partition(old);
         kept.shuffle(rng);
+        self.index = kept.iter().enumerate().map(|(i, m)| (m.name.clone(), i)).collect();
+        self.members = kept;
+        gone
+    }
+
+    /// Forgets the half of the dead and the left (never `keep`) that has been so for longest, rounded up. Returns the
+    /// forgotten.
+    pub(super) fn forget_older_half_of_the_dead(&mut self, keep: &NodeName) -> Vec<Member> {
+        let mut ages: Vec<_> =
+            self.members.iter().filter(|m| m.name != *keep && !m.is_live()).map(|m| m.since).collect();
+        if ages.is_empty() {
+            return Vec::new();
+        }
+        let middle = (ages.len() - 1) / 2;
+        let (_, newest_to_go, _) = ages.select_nth_unstable(middle);
+        let newest_to_go = *newest_to_go;
+        let old = |m: &Member| m.name != *keep && !m.is_live() && m.since <= newest_to_go;
+        let (gone, kept): (Vec<_>, Vec<_>) = std::mem::take(&mut self.members).into_iter().partition(old);
         self.index = kept.iter().enumerate().map(|(i, m)| (m.name.clone(), i)).collect();
         self.members = kept;
         gone

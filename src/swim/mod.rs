@@ -40,6 +40,8 @@
 //! * The two forms of an IPv4 address (4 bytes, or 16) count as the same address.
 //! * In clusters below ten members broadcasts are sent more often; see [`retransmit_limit`].
 //! * Broadcasts that fit no packet go over streams.
+//! * New names are taken at a bounded rate, see [`NEW_NAMES_BURST`], and a name with control characters never.
+//! * A ping or an indirect ping cannot make this node send to an address that is neither its sender's nor a member's.
 //!
 //! # Layout
 //!
@@ -47,6 +49,7 @@
 //! |---|---|
 //! | `api`, `config`, `stats` | inputs and outputs, settings, counters |
 //! | `member` | a member, and the table of all |
+//! | `admission` | who may become a member |
 //! | `rules` | what alive, suspect and dead messages do to the table |
 //! | `probe`, `suspicion`, `awareness` | finding out who is dead, with Lifeguard |
 //! | `broadcast`, `gossip` | what waits to be told, and telling it |
@@ -55,6 +58,7 @@
 //! | `labels` | who sends which label, and who would accept another |
 //! | `packets`, `timers` | packets in and out, what is due when |
 
+mod admission;
 mod api;
 mod awareness;
 mod broadcast;
@@ -81,6 +85,7 @@ use bytes::Bytes;
 use rand::RngExt;
 use rand::rngs::{SmallRng, StdRng};
 
+pub use admission::{INCARNATION_JUMP, NEW_NAMES_BURST, NEW_NAMES_PER_SECOND};
 pub use api::{ExchangeId, Input, LocalNode, MemberEvent, Output, UserBroadcast};
 pub use broadcast::{MAX_USER_QUEUE, retransmit_limit};
 pub use config::SwimConfig;
@@ -92,6 +97,7 @@ pub use stats::Stats;
 /// The most bytes that a member may say about itself.
 pub use crate::wire::MAX_META;
 
+use self::admission::Admission;
 use self::awareness::Awareness;
 use self::broadcast::Broadcasts;
 use self::join::{Joins, Rejoin};
@@ -113,6 +119,7 @@ pub struct Swim {
     rng: SmallRng,
     nonces: StdRng,
     table: Table,
+    admission: Admission,
     /// Counts changes of the table, for [`Swim::changes`].
     changes: u64,
     awareness: Awareness,
@@ -206,6 +213,7 @@ impl Swim {
             rng,
             nonces,
             table: Table::default(),
+            admission: Admission::default(),
             changes: 0,
             probing: Probing::default(),
             suspicions: BTreeMap::new(),

@@ -5,6 +5,7 @@ use std::time::Instant;
 
 use bytes::Bytes;
 
+use super::admission::Origin;
 use super::{Output, Swim};
 use crate::wire::message::Message;
 use crate::wire::{
@@ -34,7 +35,7 @@ impl Swim {
                 Message::IndirectPing(ping) => self.on_indirect_ping(now, from, &ping),
                 Message::Ack(ack) => self.on_ack(now, &ack),
                 Message::Nack(nack) => self.on_nack(nack),
-                Message::Alive(alive) => self.alive(now, alive),
+                Message::Alive(alive) => self.alive(now, alive, Origin::Packet(from)),
                 Message::Suspect(suspect) => self.suspect(now, suspect),
                 Message::Dead(dead) => self.dead(now, dead),
                 Message::User(bytes) => self.on_user_message(bytes),

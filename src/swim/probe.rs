@@ -228,7 +228,7 @@ impl Swim {
         if !ping.node.is_empty() && ping.node != self.local.name {
             return self.stats.refuse_message("ping_for_another");
         }
-        let to = ping.source.as_ref().and_then(Source::socket_addr).unwrap_or(from);
+        let to = self.reply_address(from, ping.source.as_ref());
         let ack = Message::Ack(Ack { seq_no: ping.seq_no, payload: bytes::Bytes::new() });
         // News only for members: a forged ping must not use up their transmissions.
         let member = ping.source.as_ref().and_then(|source| self.table.get(&source.node));
@@ -238,15 +238,35 @@ impl Swim {
         }
     }
 
+    /// Where the answer to a ping goes: to the address that it names, if that is one of its sender's, or that of the
+    /// member whose name it gives; otherwise to the sender. So nobody can make us send to a third party.
+    fn reply_address(&self, from: SocketAddr, source: Option<&Source>) -> SocketAddr {
+        let Some((source, named)) = source.and_then(|source| Some((source, source.socket_addr()?))) else {
+            return from;
+        };
+        let of_sender = named.ip().to_canonical() == from.ip().to_canonical();
+        let of_member = || self.table.get(&source.node).and_then(super::Member::socket_addr) == Some(named);
+        if of_sender || of_member() { named } else { from }
+    }
+
     pub(super) fn on_indirect_ping(&mut self, now: Instant, from: SocketAddr, request: &IndirectPing) {
         let Some(ip) = request.target.to_ip() else {
             return self.stats.refuse_message("indirect_ping_without_target");
         };
+        let port = if request.port == 0 { self.local.addr.port() } else { request.port };
+        let target = SocketAddr::new(ip, port);
+        let requester = self.reply_address(from, request.source.as_ref());
+        if self.table.get(&request.node).and_then(super::Member::socket_addr) != Some(target) {
+            self.stats.refuse_message("indirect_ping_to_stranger");
+            // Said at once: to a member that asked, silence would mean that we ourselves are slow.
+            if request.nack {
+                self.send_parts(requester, &[encode_message(&Message::Nack(Nack { seq_no: request.seq_no }))], false);
+            }
+            return;
+        }
         if self.probing.relays.len() >= MAX_RELAYS {
             return self.stats.refuse_message("too_many_relayed_pings");
         }
-        let port = if request.port == 0 { self.local.addr.port() } else { request.port };
-        let requester = request.source.as_ref().and_then(Source::socket_addr).unwrap_or(from);
         let seq_no = self.next_seq_no();
         self.probing.relays.insert(seq_no, Relay { requester, seq_no: request.seq_no });
         if request.nack {
@@ -254,7 +274,7 @@ impl Swim {
         }
         self.timers.schedule(now + self.config.probe_timeout, Timer::RelayEnd(seq_no));
         let ping = Message::Ping(Ping { seq_no, node: request.node.clone(), source: self.source() });
-        self.send_parts(SocketAddr::new(ip, port), &[encode_message(&ping)], false);
+        self.send_parts(target, &[encode_message(&ping)], false);
     }
 
     pub(super) fn relay_nack_due(&mut self, seq_no: u32) {

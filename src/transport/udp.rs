@@ -8,10 +8,12 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use bytes::Bytes;
 use socket2::{Domain, SockRef, Socket, Type};
 use tokio::net::UdpSocket;
+use tokio::time::Instant;
 
 use super::backoff::Backoff;
 use super::counters::{Counters, add};
 use super::net::{any, rotated};
+use super::sources::Sources;
 use super::{InboundPacket, Limits, canonical, lock};
 
 /// No datagram is longer: the length field of UDP has 16 bits.
@@ -28,6 +30,7 @@ pub(super) struct UdpSockets {
     buffer: Mutex<Box<[u8]>>,
     /// Where the next batch starts, so that a flood on one socket does not starve the others.
     turn: AtomicUsize,
+    pub(super) sources: Sources,
 }
 
 /// Opens and binds one socket.
@@ -53,9 +56,10 @@ fn ask_receive_buffer(wanted: usize, mut ask: impl FnMut(usize) -> io::Result<()
 }
 
 impl UdpSockets {
-    pub(super) fn new(sockets: Vec<UdpSocket>) -> Self {
+    pub(super) fn new(sockets: Vec<UdpSocket>, limits: &Limits) -> Self {
         let buffer = Mutex::new(vec![0; LARGEST_DATAGRAM].into_boxed_slice());
-        Self { sockets, buffer, turn: AtomicUsize::new(0) }
+        let sources = Sources::new(limits.packets, limits.limit_loopback);
+        Self { sockets, buffer, turn: AtomicUsize::new(0), sources }
     }
 
     /// Bytes of the smallest receive buffer, as the system reports it (Linux: twice what was asked for).
@@ -103,11 +107,17 @@ impl UdpSockets {
     /// Takes what is ready on all sockets. An error only when nothing else was there.
     fn take_ready(&self, into: &mut Vec<InboundPacket>, max: usize, counters: &Counters) -> io::Result<usize> {
         let mut buffer = lock(&self.buffer);
-        let mut taken = 0;
+        let (mut taken, mut over_rate) = (0, 0);
+        let now = Instant::now();
         let mut failed = Ok(0);
         for socket in rotated(&self.sockets, self.turn.fetch_add(1, Ordering::Relaxed)) {
-            while taken < max {
+            // What is dropped costs time as well: then others get their turn, too.
+            while taken < max && over_rate < 4 * max {
                 match socket.try_recv_from(&mut buffer) {
+                    Ok((_, from)) if !self.sources.allows(now, from.ip()) => {
+                        add(&counters.packets_over_rate, 1);
+                        over_rate += 1;
+                    }
                     Ok((length, from)) => {
                         let bytes = Bytes::copy_from_slice(&buffer[..length]);
                         counters.received(bytes.len());
