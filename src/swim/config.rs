@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use crate::wire::PacketOptions;
+use crate::wire::message::{VSN, Vsn};
 
 /// Settings of the membership core.
 ///
@@ -58,6 +59,10 @@ pub struct SwimConfig {
     /// After this time a dead member's name may return with another address (10 s; memberlist's own default is zero).
     /// Zero: not before it is forgotten. The name of a member that left is free at once.
     pub dead_reclaim_time: Duration,
+    /// Versions of what the application says over gossip: lowest and highest understood, and the one spoken (0, 0, 0,
+    /// as in memberlist). Members that exclude ours are refused, as we are by them. Agents of Serf, and with them Consul
+    /// and Nomad, need 2, 5, 5.
+    pub delegate_versions: [u8; 3],
 }
 
 impl Default for SwimConfig {
@@ -89,6 +94,7 @@ impl SwimConfig {
             disable_tcp_pings: false,
             rejoin_interval: Duration::from_secs(30),
             dead_reclaim_time: Duration::from_secs(10),
+            delegate_versions: [0; 3],
         }
     }
 
@@ -143,5 +149,11 @@ impl SwimConfig {
             rejoin_interval: Duration::from_secs(60),
             ..Self::lan()
         }
+    }
+
+    /// The version bytes that this node announces.
+    pub(super) fn vsn(&self) -> Vsn {
+        let [min, max, current] = self.delegate_versions;
+        [VSN[0], VSN[1], VSN[2], min, max, current]
     }
 }

@@ -24,7 +24,7 @@ impl Swim {
             return;
         }
         let Some(vsn) = alive.vsn else { return self.stats.refuse_message("alive_without_versions") };
-        if !is_compatible(&vsn) {
+        if !is_compatible(&self.config.vsn(), &vsn) {
             return self.stats.refuse_message("alive_incompatible");
         }
         if alive.addr.is_none() || alive.node.is_empty() || alive.meta.len() > MAX_META {
