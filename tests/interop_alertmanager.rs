@@ -246,6 +246,14 @@ async fn other_labels_are_refused_on_both_sides() {
         ..swim_config()
     };
     let label = |text: &str| format!("--cluster.label={text}");
+    let [a, b] = [Loopback::lease(), Loopback::lease()];
+    let labelled_node = core("labelled", &a, labelled("one"));
+    let seeds = [peer(labelled_node.addr())];
+    let Some(has_none) = Alertmanager::start(Version::V025, &b, &seeds).await else { return };
+    assert!(labelled_node.join(has_none.addr()).await.is_err(), "we joined a server without a label");
+    until("it was refused", async || has_none.log(), |log| log.contains("memberlist: Failed to join")).await;
+    assert_eq!(has_none.members().await, [has_none.addr().to_string()]);
+    drop((has_none, labelled_node));
     for version in [Version::V028, Version::Sid] {
         let [a, b, c, d] = std::array::from_fn(|_| Loopback::lease());
         let begin = Instant::now();

@@ -4,16 +4,20 @@
 
 mod support;
 
+#[path = "support/fleet.rs"]
+mod fleet;
 #[path = "support/interop/mod.rs"]
 mod interop;
 
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
+use annulus::Node;
 use annulus::swim::SwimConfig;
 use annulus::wire::message::MemberState;
 use annulus::wire::{Compression, Key, Keyring, Label, PacketOptions};
 use base64::Engine as _;
+use fleet::live_members;
 use interop::core_node::CoreNode;
 use interop::go_peer::{GoPeer, Library, Settings};
 use interop::loopback::Loopback;
@@ -55,7 +59,7 @@ fn fast() -> SwimConfig {
         probe_interval: Duration::from_millis(500),
         probe_timeout: Duration::from_millis(200),
         gossip_interval: Duration::from_millis(100),
-        push_pull_interval: Duration::from_secs(2),
+        push_pull_interval: Duration::from_secs(1),
         stream_timeout: Duration::from_secs(5),
         ..SwimConfig::lan()
     }
@@ -64,6 +68,9 @@ fn fast() -> SwimConfig {
 fn with(packet: PacketOptions) -> SwimConfig {
     SwimConfig { packet, ..fast() }
 }
+
+/// Long suspicions, for tests in which nobody may be given up: a busy machine can hold a process up for seconds.
+const PATIENT: u32 = 60;
 
 /// A node of ours on any port of an address.
 fn core(name: &str, at: &Loopback, config: SwimConfig) -> CoreNode {
@@ -265,8 +272,8 @@ async fn a_killed_member_is_noticed_as_soon_as_among_peers(library: Library) {
 async fn a_suspected_member_that_lives_refutes(library: Library) {
     let [a, b, c] = [Loopback::lease(), Loopback::lease(), Loopback::lease()];
     // Time enough to be suspected and to come back, however busy the machine.
-    let patient = SwimConfig { suspicion_mult: 60, ..fast() };
-    let settings = Settings::fast().with("suspicion-mult", 60);
+    let patient = SwimConfig { suspicion_mult: PATIENT, ..fast() };
+    let settings = Settings::fast().with("suspicion-mult", PATIENT);
     let Some(theirs) = GoPeer::start(library, "theirs", &a, settings.clone()).await else { return };
     let record = |scenario, took| passed(library.peer(), theirs.version(), scenario, took);
     let witness = core("witness", &b, patient.clone());
@@ -348,10 +355,6 @@ fn key(len: usize, fill: u8) -> (Key, String) {
     (Key::new(&bytes).unwrap(), base64::engine::general_purpose::STANDARD.encode(&bytes))
 }
 
-fn keyed(keys: impl IntoIterator<Item = Key>) -> SwimConfig {
-    with(PacketOptions { keyring: Keyring::new(keys).unwrap(), ..PacketOptions::default() })
-}
-
 async fn keys_of_all_sizes_work_and_other_keys_are_refused_on_both_sides(library: Library) {
     let [a, b, c] = std::array::from_fn(|_| Loopback::lease());
     let begin = Instant::now();
@@ -383,16 +386,17 @@ async fn keys_of_all_sizes_work_and_other_keys_are_refused_on_both_sides(library
 async fn keys_are_rotated_in_a_running_cluster(library: Library) {
     let [a, b, c] = std::array::from_fn(|_| Loopback::lease());
     let ((old, old_text), (new, new_text)) = (key(16, 1), key(32, 2));
-    let Some(peer) = GoPeer::start(library, "theirs", &a, Settings::fast().with("keys", &old_text)).await else {
-        return;
-    };
-    let nodes = [core("ours", &b, keyed([old.clone()])), core("third", &c, keyed([old.clone()]))];
+    let settings = Settings::fast().with("suspicion-mult", PATIENT).with("keys", &old_text);
+    let Some(peer) = GoPeer::start(library, "theirs", &a, settings).await else { return };
+    let mut keys = Keyring::new([old.clone()]).unwrap();
+    let packet = PacketOptions { keyring: keys.clone(), ..PacketOptions::default() };
+    let config = SwimConfig { suspicion_mult: PATIENT, ..with(packet) };
+    let nodes = [core("ours", &b, config.clone()), core("third", &c, config)];
     let everyone = ["ours", "theirs", "third"];
     for node in &nodes {
         node.join(peer.addr()).await.unwrap();
     }
     let begin = Instant::now();
-    let mut keys = Keyring::new([old.clone()]).unwrap();
     for step in ["key-add", "key-use", "key-remove"] {
         match step {
             "key-add" => keys.add(new.clone()).unwrap(),
@@ -477,38 +481,68 @@ async fn both_libraries_and_annulus_live_in_one_cluster() {
 
 /// Whoever may come and go in the churn.
 enum Someone {
-    Ours(CoreNode),
+    Core(CoreNode),
+    Node(Node),
     Theirs(GoPeer),
 }
 
 impl Someone {
     fn addr(&self) -> SocketAddr {
         match self {
-            Self::Ours(node) => node.addr(),
+            Self::Core(node) => node.addr(),
+            Self::Node(node) => node.gossip_addr().unwrap(),
             Self::Theirs(peer) => peer.addr(),
         }
     }
 
     async fn join(&self, seed: SocketAddr) {
         match self {
-            Self::Ours(node) => node.join(seed).await.unwrap(),
+            Self::Core(node) => node.join(seed).await.unwrap(),
+            Self::Node(node) => drop(node.join(vec![seed]).await.unwrap()),
             Self::Theirs(peer) => peer.join(seed).await.unwrap(),
         }
     }
 
     async fn sees(&self, names: &[&str]) {
         match self {
-            Self::Ours(node) => node.sees(names).await,
+            Self::Core(node) => node.sees(names).await,
+            Self::Node(node) => {
+                let what = format!("{} sees {names:?}", node.id());
+                until(&what, async || live_members(node), |seen| *seen == names).await
+            }
             Self::Theirs(peer) => peer.sees(names).await,
         };
     }
 
     async fn leave(self) {
         match self {
-            Self::Ours(node) => node.leave().await,
+            Self::Core(node) => node.leave().await,
+            Self::Node(node) => drop(node.leave().await),
             Self::Theirs(peer) => drop(peer.tell("leave").await),
         }
     }
+
+    async fn kill(self) {
+        match self {
+            Self::Core(node) => node.kill(),
+            Self::Node(node) => drop(node.stop().await),
+            Self::Theirs(mut peer) => peer.kill(),
+        }
+    }
+}
+
+/// A whole node, with the timings of [`fast`] and always on the same port: its configuration does not say how soon a
+/// killed member's name is free for another address.
+async fn whole_node(number: usize, name: &str, at: &Loopback) -> Node {
+    let mut config = fleet::config(number + 1);
+    config.node.id = name.to_owned();
+    config.memberlist.bind_addr = vec![at.ip()];
+    config.memberlist.bind_port = 7946;
+    config.memberlist.gossip_interval = Some(Duration::from_millis(100));
+    config.memberlist.probe_interval = Some(Duration::from_millis(500));
+    config.memberlist.probe_timeout = Some(Duration::from_millis(200));
+    config.memberlist.suspicion_mult = Some(4);
+    Node::builder(name).config(config).start().await.unwrap()
 }
 
 /// How long members come and go.
@@ -525,7 +559,8 @@ async fn after_a_minute_of_churn_all_views_agree() {
     let settings = Settings::fast().with("dead-reclaim-time", "1s");
     // Half of them ours.
     let mut start = async |number: usize| match number % 4 {
-        0 | 2 => Someone::Ours(core(&names[number], &homes[number], config.clone())),
+        0 => Someone::Core(core(&names[number], &homes[number], config.clone())),
+        2 => Someone::Node(whole_node(number, &names[number], &homes[number]).await),
         odd => {
             let library = if odd == 1 { Library::Hashicorp } else { Library::Grafana };
             let peer = GoPeer::start(library, &names[number], &homes[number], settings.clone()).await.unwrap();
@@ -556,7 +591,7 @@ async fn after_a_minute_of_churn_all_views_agree() {
             }
             Some(member) => {
                 killed += 1;
-                drop(member);
+                member.kill().await;
             }
             None => {
                 started += 1;

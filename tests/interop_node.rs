@@ -75,7 +75,8 @@ async fn node(number: usize, at: &Loopback, seed: SocketAddr, customise: impl Fn
     config.memberlist.gossip_interval = Some(Duration::from_millis(100));
     config.memberlist.probe_interval = Some(Duration::from_millis(500));
     config.memberlist.probe_timeout = Some(Duration::from_millis(200));
-    config.memberlist.suspicion_mult = Some(4);
+    // Whoever is left alone waits for confirmations that cannot come. With this there are none to wait for.
+    config.memberlist.suspicion_mult = Some(2);
     customise(&mut config);
     let meta = format!("meta of {}", config.node.id);
     Node::builder(config.node.id.clone()).config(config).meta(meta).start().await.unwrap()

@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 
 use annulus::swim::SwimConfig;
 use annulus::wire::message::MemberState;
-use annulus::wire::{Compression, Key, Keyring, PacketOptions};
+use annulus::wire::{Compression, Key, Keyring, Label, PacketOptions};
 use base64::Engine as _;
 use interop::core_node::CoreNode;
 use interop::loopback::Loopback;
@@ -322,6 +322,7 @@ fn keyed(keyring: Keyring) -> SwimConfig {
 async fn keys_of_all_sizes_work_and_other_keys_are_refused_on_both_sides(version: Version) {
     let [a, b, c] = std::array::from_fn(|_| Loopback::lease());
     let begin = Instant::now();
+    let label = Label::new("agents have none").unwrap();
     for len in [16, 24, 32] {
         let (ours_key, text) = key(len, 7);
         let Some(agent) = Serf::start(version, "theirs", &a, PORT, &["-encrypt", &text]).await else { return };
@@ -329,8 +330,14 @@ async fn keys_of_all_sizes_work_and_other_keys_are_refused_on_both_sides(version
         ours.join(agent.addr()).await.unwrap();
         ours.sees(&["ours", "theirs"]).await;
         exchange(&ours, &agent, "sealed").await;
-        for (name, keyring) in [("other", Keyring::new([key(len, 8).0]).unwrap()), ("none", Keyring::default())] {
-            let outsider = core(name, &c, keyed(keyring));
+        let same_key = Keyring::new([key(len, 7).0]).unwrap();
+        let strangers = [
+            ("other", keyed(Keyring::new([key(len, 8).0]).unwrap())),
+            ("none", keyed(Keyring::default())),
+            ("labelled", with(PacketOptions { keyring: same_key, label: label.clone(), ..PacketOptions::default() })),
+        ];
+        for (name, config) in strangers {
+            let outsider = core(name, &c, config);
             assert!(outsider.join(agent.addr()).await.is_err(), "{name} joined the agent, {len} bytes");
             assert!(agent.join(outsider.addr()).is_err(), "the agent joined {name}, {len} bytes");
             assert_eq!(outsider.alive(), [name]);
@@ -343,10 +350,12 @@ async fn keys_of_all_sizes_work_and_other_keys_are_refused_on_both_sides(version
 async fn keys_are_rotated_in_a_running_cluster(version: Version) {
     let [a, b, c] = std::array::from_fn(|_| Loopback::lease());
     let ((old, old_text), (new, new_text)) = (key(16, 1), key(32, 2));
-    let Some(agent) = Serf::start(version, "theirs", &a, PORT, &["-encrypt", &old_text]).await else { return };
-    let other = Serf::start(version, "other", &b, PORT, &["-encrypt", &old_text]).await.unwrap();
+    // Long suspicions: nobody may be given up here, and a busy machine can hold a process up for seconds.
+    let options = ["-profile=wan", "-encrypt", &old_text];
+    let Some(agent) = Serf::start(version, "theirs", &a, PORT, &options).await else { return };
+    let other = Serf::start(version, "other", &b, PORT, &options).await.unwrap();
     let mut keys = Keyring::new([old.clone()]).unwrap();
-    let ours = core("ours", &c, keyed(keys.clone()));
+    let ours = core("ours", &c, SwimConfig { suspicion_mult: 60, ..keyed(keys.clone()) });
     other.join(agent.addr()).unwrap();
     ours.join(agent.addr()).await.unwrap();
     let everyone = ["other", "ours", "theirs"];

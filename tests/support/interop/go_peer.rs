@@ -90,7 +90,7 @@ impl Settings {
             .with("gossip-interval", "100ms")
             .with("probe-interval", "500ms")
             .with("probe-timeout", "200ms")
-            .with("push-pull-interval", "2s")
+            .with("push-pull-interval", "1s")
             .with("tcp-timeout", "5s")
     }
 
