@@ -101,9 +101,13 @@ scenarios! {
     /// We are cut off until we are suspected.
     OurRefutation: "we refute its suspicion", ALL;
     /// The peer comes back with its name and another port.
-    TheirRestart: "it returns with its name and another port", GO_AND_SERF;
+    TheirRestart: "it left, and returns with its name and another port", GO_AND_SERF;
     /// We come back with our name and another port.
-    OurRestart: "we return with our name and another port", GO_AND_SERF;
+    OurRestart: "we left, and return with our name and another port", GO_AND_SERF;
+    /// The peer was killed and comes back with its name and another port.
+    TheirReturn: "it was killed, and returns with its name and another port", GO;
+    /// The same of us.
+    OurReturn: "we were killed, and return with our name and another port", GO;
     /// Labels.
     Label: "same label: joined; another or none: refused, both ways", LABELLED;
     /// Keys.
