@@ -117,6 +117,12 @@ async fn members_join_both_ways_and_tell_each_other_everything(version: Version)
     agent.shows("ours", "alive").await;
     record(version, Scenario::JoinsUs, begin.elapsed());
 
+    // While there is nobody else: this preset sends each event twice in all, and nodes of ours do not pass it on.
+    let (packets, to_agent) = exchange(&ours, &agent, "1").await;
+    record(version, Scenario::PacketMessages, packets);
+    // Agents send no user messages over streams, they only listen for them.
+    record(version, Scenario::StreamMessages, to_agent);
+
     let third = core("third", &c, swim_config());
     let begin = Instant::now();
     third.join(agent.addr()).await.unwrap();
@@ -134,11 +140,6 @@ async fn members_join_both_ways_and_tell_each_other_everything(version: Version)
     we_see_tags(&ours, "theirs", &[("zone", "b")]).await;
     we_see_tags(&third, "theirs", &[("zone", "b")]).await;
     record(version, Scenario::Metadata, begin.elapsed());
-
-    let (packets, to_agent) = exchange(&ours, &agent, "1").await;
-    record(version, Scenario::PacketMessages, packets);
-    // Agents send no user messages over streams, they only listen for them.
-    record(version, Scenario::StreamMessages, to_agent);
 
     // The events that it remembers come with its state; ours reach it with a state that knows one.
     let begin = Instant::now();
@@ -178,6 +179,11 @@ async fn a_goodbye_is_believed_and_the_name_may_return_elsewhere(version: Versio
     theirs.shows("leaver", "left").await;
     record(version, Scenario::OurLeave, begin.elapsed());
     ours.sees_state("leaver", MemberState::Left).await;
+    // Asked now and not in the end: the goodbye may still be on its way when the name is back at the same incarnation,
+    // and is then believed until it is refuted, as among agents alone.
+    for agent in [&witness, &theirs] {
+        assert!(!agent.saw_failure_of("leaver"), "{}", agent.log());
+    }
     let begin = Instant::now();
     let again = CoreNode::start("leaver", c.ip(), 0, swim_config(), tags(&[("role", "again")]));
     assert_ne!(again.addr(), leaver.addr());
@@ -185,8 +191,9 @@ async fn a_goodbye_is_believed_and_the_name_may_return_elsewhere(version: Versio
     for agent in [&witness, &theirs] {
         shows_role(agent, "leaver", "again").await;
         agent.shows("leaver", "alive").await;
-        assert!(agent.members().iter().any(|m| m.0 == "leaver" && m.2 == again.addr().to_string()));
-        assert!(!agent.saw_failure_of("leaver"));
+        let seen = agent.members();
+        let there = again.addr().to_string();
+        assert!(seen.iter().any(|m| m.0 == "leaver" && m.2 == there), "at {there}: {seen:?}");
     }
     record(version, Scenario::OurRestart, begin.elapsed());
 
@@ -433,7 +440,10 @@ async fn both_versions_and_annulus_live_in_one_cluster() {
     for version in [Version::V09, Version::V010] {
         record(version, Scenario::MixedVersions, begin.elapsed());
     }
-    // One agent's event reaches the other through whoever is there.
-    old.try_run(&["event", "-coalesce=false", "to-all", "payload"]).unwrap();
-    new.hears("to-all", "payload").await;
+    // Not each event reaches everyone: this preset sends it twice, and nodes of ours do not pass it on.
+    let say = async || {
+        old.try_run(&["event", "-coalesce=false", "to-all", "payload"]).unwrap();
+        new.events()
+    };
+    until("one agent hears the other", say, |events| events.contains("to-all payload")).await;
 }

@@ -57,7 +57,6 @@ pub struct Serf {
     rpc: SocketAddr,
     addr: SocketAddr,
     name: String,
-    /// What its handler of user events wrote: `name payload` a line.
     events: tempfile::NamedTempFile,
 }
 
@@ -145,8 +144,13 @@ impl Serf {
     /// Waits until its handler was told of a user event.
     pub async fn hears(&self, event: &str, payload: &str) -> Duration {
         let wanted = format!("{event} {payload}");
-        let read = async || std::fs::read_to_string(self.events.path()).unwrap_or_default();
-        until(&format!("{} hears {event}", self.name), read, |text| text.lines().any(|line| line == wanted)).await
+        let what = format!("{} hears {event}", self.name);
+        until(&what, async || self.events(), |text| text.lines().any(|line| line == wanted)).await
+    }
+
+    /// The user events that its handler was told of: `name payload` a line.
+    pub fn events(&self) -> String {
+        std::fs::read_to_string(self.events.path()).unwrap_or_default()
     }
 
     /// Stops it where it stands.
