@@ -25,6 +25,8 @@
 //! ```
 
 mod builder;
+mod keys;
+mod labels;
 mod on_node;
 mod ring;
 mod status;
@@ -38,6 +40,8 @@ use serde::de::DeserializeOwned;
 use tokio::sync::{broadcast, oneshot};
 
 pub use self::builder::NodeBuilder;
+pub use self::keys::KeyStatus;
+pub use self::labels::{LabelPlan, LabelStatus, LabelStep};
 pub use self::ring::RingHandle;
 pub use self::status::{ActorStatus, RingStatus};
 use crate::actors::config_watcher::{ReadNow, RuntimeView};

@@ -188,7 +188,7 @@ fn wrong_usage_exits_2() {
 
 #[test]
 fn commands_that_are_not_built_do_not_exist() {
-    for command in ["decode", "keygen", "keys", "label", "simulate", "completions"] {
+    for command in ["simulate", "completions"] {
         assert_ends(&run(&[command]), 2, &["unrecognized subcommand"]);
     }
     for step in ["flip", "rollback", "preflight", "seal"] {
@@ -328,6 +328,102 @@ fn an_agent_answers_every_command_and_leaves_when_told_to() {
     let mut printed = String::new();
     agent.child.stdout.take().unwrap().read_to_string(&mut printed).unwrap();
     assert_eq!(printed, "", "an agent prints nothing but its log");
+}
+
+#[test]
+fn a_new_key_is_another_each_time_and_as_long_as_was_asked_for() {
+    let made: Value = serde_json::from_str(&stdout(&run(&["keygen", "--output", "json"]))).unwrap();
+    assert_eq!((made["bits"].as_u64(), made["key"].as_str().unwrap().len()), (Some(256), 44));
+    let (first, second) = (stdout(&run(&["keygen", "--bits", "128"])), stdout(&run(&["keygen", "--bits", "128"])));
+    assert_eq!((first.trim().len(), second.trim().len()), (24, 24));
+    assert_ne!(first, second);
+    assert_ends(&run(&["keygen", "--bits", "100"]), 2, &["--bits"]);
+}
+
+/// Two agents of one cluster, and how both are named on the command line.
+fn encrypted_pair() -> (Agent, Agent, String) {
+    let keyed = "bind_port: 0, encryption_keys: ['MDEyMzQ1Njc4OWFiY2RlZg=='], cluster_label: lab";
+    let first = Agent::start(&GOOD.replace("bind_port: 0", keyed));
+    let address = first.json(&["members"])["members"][0]["address"].as_str().unwrap().to_owned();
+    let second = GOOD.replace("bind_port: 0", &format!("{keyed}, join_members: ['{address}']")).replace("n1", "n2");
+    let second = Agent::start(&second);
+    for agent in [&first, &second] {
+        let two = |answer: &Value| answer["members"].as_array().is_some_and(|members| members.len() == 2);
+        agent.eventually(&["members", "--output", "json"], two);
+    }
+    let both = format!("{},{}", first.url, second.url);
+    (first, second, both)
+}
+
+#[test]
+fn keys_are_changed_on_all_nodes_or_on_none() {
+    let (first, second, both) = encrypted_pair();
+    let on_both = |arguments: &[&str]| run(&[arguments, &["--node", &both, "--output", "json"]].concat());
+    let key = stdout(&run(&["keygen"]));
+    let install = |node: &str| {
+        let mut child = annulus(&["keys", "install", "--node", node, "--output", "json"])
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+        child.stdin.take().unwrap().write_all(key.as_bytes()).unwrap();
+        child.wait_with_output().unwrap()
+    };
+    assert_ends(&install(&first.url), 1, &["nothing was changed", "n2 is also in the cluster", "--partial"]);
+    let installed: Value = serde_json::from_str(&stdout(&install(&both))).unwrap();
+    let new = installed["nodes"][0]["keys"][1]["id"].as_str().unwrap().to_owned();
+    let old = installed["nodes"][0]["keys"][0]["id"].as_str().unwrap().to_owned();
+    assert_eq!(installed["nodes"][1]["keys"][1]["id"], new.as_str());
+
+    assert_ends(&on_both(&["keys", "remove", &old]), 1, &["nothing was changed", "encrypts with this key"]);
+    assert_ends(&on_both(&["keys", "use", "00000000"]), 1, &["nothing was changed", "does not have this key"]);
+    stdout(&on_both(&["keys", "use", &new]));
+    let listed = stdout(&on_both(&["keys", "remove", &old]));
+    let left: Value = serde_json::from_str(&listed).unwrap();
+    for (node, name) in [(0, "n1"), (1, "n2")] {
+        let status = &left["nodes"][node];
+        assert_eq!((&status["node"], &status["keys"][0]["id"]), (&json!(name), &json!(new)));
+        assert_eq!(status["keys"].as_array().unwrap().len(), 1);
+        assert_eq!(status["keys"][0]["configured"], false, "a restart would undo it, and the list says so");
+    }
+    let text = run(&["keys", "list", "--node", &first.url, "--node", &second.url]);
+    assert!(stdout(&text).contains(&format!("n2    {new}  256   yes")), "{text:?}");
+    assert_ends(&run(&["members", "--node", &both]), 1, &["asks one node"]);
+
+    // A key is shown nowhere, not even where a wrong one was given.
+    first.signal("TERM");
+    let log: Vec<String> = first.log.iter().collect();
+    assert!(log.iter().any(|line| line.contains("gossip key installed")), "{log:?}");
+    assert!(!log.iter().any(|line| line.contains(key.trim())), "{log:?}");
+    assert!(!listed.contains(key.trim()));
+}
+
+#[test]
+fn label_status_counts_and_label_plan_says_what_comes_next() {
+    let (first, _second, _) = encrypted_pair();
+    first.eventually(&["label", "status", "--output", "json"], |status| status["sent"]["lab"] == 2);
+    let text = first.text(&["label", "status"]);
+    assert!(text.contains("lab by 2 members") && text.contains("verification  on"), "{text}");
+    let done = first.json(&["label", "plan"]);
+    assert_eq!((&done["step"], &done["safe"], &done["to"]), (&json!("done"), &json!(true), &json!("lab")));
+    let next = first.text(&["label", "plan", "--to", "prod"]);
+    assert!(next.contains("accepted_labels") && next.contains("safe"), "{next}");
+    assert_eq!(first.json(&["members"])["members"][1]["label"], "lab");
+}
+
+#[test]
+fn a_plan_that_is_not_safe_exits_1() {
+    let first = Agent::start(&GOOD.replace("bind_port: 0", "bind_port: 0, accepted_labels: [prod]"));
+    let address = first.json(&["members"])["members"][0]["address"].as_str().unwrap().to_owned();
+    let joins = format!("bind_port: 0, join_members: ['{address}']");
+    let _second = Agent::start(&GOOD.replace("bind_port: 0", &joins).replace("n1", "n2"));
+    let two = |answer: &Value| answer["members"].as_array().is_some_and(|members| members.len() == 2);
+    first.eventually(&["members", "--output", "json"], two);
+    let plan = first.ask(&["label", "plan", "--to", "prod"]);
+    assert_ends(&plan, 1, &[]);
+    let text = String::from_utf8(plan.stdout).unwrap();
+    assert!(text.contains("NOT SAFE YET") && text.contains("n2: does not answer under the label"), "{text}");
 }
 
 #[test]

@@ -4,16 +4,21 @@
 
 mod support;
 
+#[path = "support/checker.rs"]
+mod checker;
 #[path = "support/fleet.rs"]
 mod fleet;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
+use annulus::actors::keys::KeyChangeError;
 use annulus::config::{Compression, Secret};
 use annulus::wire::message::MemberState;
-use annulus::{Config, Node, NodeEvent};
-use fleet::{Fleet, id, live_members, member_state, ring_ids, until};
+use annulus::wire::{Key, KeyError};
+use annulus::{Config, Fault, Node, NodeEvent};
+use checker::Workload;
+use fleet::{Fleet, id, live_members, member_state, restarts, ring_ids, until};
 use futures_util::StreamExt as _;
 
 const KEY: &str = "MDEyMzQ1Njc4OWFiY2RlZjAxMjM0NTY3ODlhYmNkZWY=";
@@ -114,4 +119,68 @@ async fn a_wrong_key_is_refused_at_the_start_and_not_shown() {
     config.memberlist.encryption_keys = vec![Secret::new("aHVudGVyMg==")];
     let error = Node::builder(id(1)).config(config).start().await.err().unwrap().to_string();
     assert!(error.contains("memberlist.encryption_keys") && !error.contains("aHVudGVyMg"), "{error}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_running_cluster_changes_its_key_under_load_though_actors_die_over_it() {
+    const NEW_KEY: &str = OTHER_KEY;
+    let mut fleet = Fleet::start(4, |_, config| with_key(config, KEY)).await;
+    let work = Workload::start(&fleet.nodes);
+    let new = Key::from_base64(NEW_KEY).unwrap();
+    let (old, new_id) = (Key::from_base64(KEY).unwrap().id(), new.id());
+    let first = &fleet.nodes[0];
+    assert_eq!(first.use_key(&new_id).await, Err(KeyChangeError::Key(KeyError::Unknown)));
+    assert_eq!(first.remove_key(&old).await, Err(KeyChangeError::Key(KeyError::Primary)));
+
+    let mut events: Vec<_> = fleet.nodes.iter().map(Node::events).collect();
+    for node in &fleet.nodes {
+        node.install_key(new.clone()).await.unwrap();
+        work.goes_on().await;
+    }
+    // Who reads and who writes gossip comes back with the keys of now, not with those of the configuration.
+    for (node, actor) in fleet.nodes.iter().zip(["membership", "transport"]) {
+        node.drill(actor, Fault::Panic).unwrap();
+        until("the actor is back", async || restarts(node, actor) == 1).await;
+    }
+    for node in &fleet.nodes {
+        node.use_key(&new_id).await.unwrap();
+        work.goes_on().await;
+    }
+    for node in &fleet.nodes {
+        node.remove_key(&old).await.unwrap();
+        let keys = node.keys();
+        assert_eq!(keys.len(), 1);
+        assert_eq!((keys[0].id.as_str(), keys[0].primary, keys[0].configured), (new_id.as_str(), true, false));
+        work.goes_on().await;
+    }
+    fleet.complete().await;
+    for events in &mut events {
+        while let Some(event) = futures_util::FutureExt::now_or_never(events.next()).flatten() {
+            assert!(!matches!(event, NodeEvent::MemberFailed { .. }), "{event:?}");
+        }
+    }
+    let report = work.stop().await;
+    report.assert_flawless();
+    report.assert_nothing_lost(&fleet.nodes).await;
+
+    // The old key opens nothing any more; the new one does.
+    let late = stranger(&fleet, 5, |config| with_key(config, KEY)).await;
+    let members: Vec<_> = fleet.nodes.iter().filter_map(Node::gossip_addr).collect();
+    assert!(late.join(members.clone()).await.is_err());
+    late.stop().await;
+    let mut config = fleet.config(6);
+    with_key(&mut config, NEW_KEY);
+    let joined = Node::builder(id(6)).config(config).start().await.unwrap();
+    fleet.nodes.push(joined);
+    fleet.complete().await;
+    fleet.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_node_without_a_key_does_not_fall_silent_by_its_first() {
+    let fleet = Fleet::start(2, |_, _| {}).await;
+    let key = Key::from_base64(KEY).unwrap();
+    assert_eq!(fleet.nodes[0].install_key(key).await, Err(KeyChangeError::NotEncrypted));
+    assert_eq!(fleet.nodes[0].keys(), []);
+    fleet.stop().await;
 }

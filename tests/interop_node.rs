@@ -14,9 +14,11 @@ use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
 use annulus::config::Secret;
+use annulus::wire::Key;
 use annulus::wire::message::MemberState;
-use annulus::{Config, Node, config};
+use annulus::{Config, Node, NodeEvent, config};
 use fleet::{is_complete, member_state, ring_text};
+use futures_util::{FutureExt as _, StreamExt as _};
 use interop::alertmanager::{self, Alertmanager};
 use interop::go_peer::{GoPeer, Library, Settings};
 use interop::loopback::Loopback;
@@ -148,6 +150,74 @@ async fn a_ring_lives_in_a_cluster_of_grafanas_memberlist_under_a_label_encrypte
         config.memberlist.compression = config::Compression::Snappy;
     })
     .await;
+}
+
+/// Both ends of a rotation, from the settings of a node.
+const OLD_KEY: &str = "MDEyMzQ1Njc4OWFiY2RlZg==";
+const NEW_KEY: &str = "ZmVkY2JhOTg3NjU0MzIxMGZlZGNiYTk4NzY1NDMyMTA=";
+
+fn with_key(text: &str) -> impl Fn(&mut Config) {
+    move |config| {
+        config.memberlist.encryption_keys = vec![Secret::new(text)];
+        // Nobody may be given up, and a busy machine can hold a process up for seconds.
+        config.memberlist.suspicion_mult = Some(60);
+    }
+}
+
+async fn nodes_change_their_keys_while_they_run(library: Library) {
+    let [a, b, c, d, e] = std::array::from_fn(|_| Loopback::lease());
+    let settings = Settings::fast().with("keys", OLD_KEY).with("suspicion-mult", 60);
+    let Some(peer) = GoPeer::start(library, "theirs", &a, settings).await else { return };
+    let first = node(1, &b, peer.addr(), with_key(OLD_KEY)).await;
+    let second = node(2, &c, peer.addr(), with_key(OLD_KEY)).await;
+    peer.sees(&["node-1", "node-2", "theirs"]).await;
+    let mut events = [first.events(), second.events()];
+
+    let begin = Instant::now();
+    let (old, new) = (Key::from_base64(OLD_KEY).unwrap(), Key::from_base64(NEW_KEY).unwrap());
+    for step in ["key-add", "key-use", "key-remove"] {
+        peer.tell(&format!("{step} {}", if step == "key-remove" { OLD_KEY } else { NEW_KEY })).await;
+        for node in [&first, &second] {
+            match step {
+                "key-add" => node.install_key(new.clone()).await.unwrap(),
+                "key-use" => node.use_key(&new.id()).await.unwrap(),
+                _ => node.remove_key(&old.id()).await.unwrap(),
+            }
+        }
+        peer.tell(&format!("meta {step}")).await;
+        for node in [&first, &second] {
+            let meta = async || node.members().list.iter().find(|m| m.name == "theirs".into()).map(|m| m.meta.clone());
+            let what = format!("{} hears of {step}", node.id());
+            until(&what, meta, |meta| meta.as_deref() == Some(step.as_bytes())).await;
+        }
+    }
+    // Whoever comes with the new key is let in by the peer, and finds the others; who comes with the old one is not.
+    let third = node(3, &d, peer.addr(), with_key(NEW_KEY)).await;
+    ring_is_complete(&[&first, &second, &third]).await;
+    passed(library.peer(), peer.version(), Scenario::NodeKeyRotation, begin.elapsed());
+    let late = node(4, &e, peer.addr(), with_key(OLD_KEY)).await;
+    for seed in [peer.addr(), first.gossip_addr().unwrap()] {
+        assert!(late.join(vec![seed]).await.is_err(), "the old key still opens {seed}");
+    }
+    peer.sees(&["node-1", "node-2", "node-3", "theirs"]).await;
+    for events in &mut events {
+        while let Some(event) = events.next().now_or_never().flatten() {
+            assert!(!matches!(event, NodeEvent::MemberFailed { .. }), "{event:?}");
+        }
+    }
+    for node in [&first, &second, &third, &late] {
+        node.stop().await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn nodes_change_their_keys_while_they_run_beside_hashicorps_memberlist() {
+    nodes_change_their_keys_while_they_run(Library::Hashicorp).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn nodes_change_their_keys_while_they_run_beside_grafanas_memberlist() {
+    nodes_change_their_keys_while_they_run(Library::Grafana).await;
 }
 
 async fn with_alertmanager(version: alertmanager::Version) {

@@ -15,15 +15,18 @@ use tokio::sync::{oneshot, watch};
 use super::events::{EventHub, NodeEvent};
 use super::gossip::{Gossip, LocalState, RebroadcastOwn, RemoteState, UserMessages};
 use super::joining::{JoinPolicy, Joined, follow_seeds};
+use super::keys::{Checks, LabelCheck, Wrapping};
 use super::message::{drillable, message};
 use super::timer::CoreTimer;
 use super::transport::{Exchange, SendPackets, TransportActor};
 use crate::clock::Now;
 use crate::swim::{
-    Durable, ExchangeId, Input, LocalNode, Member, MemberEvent, Output, Stats, Swim, SwimConfig, UserBroadcast,
+    Durable, ExchangeId, ForeignLabels, Input, LocalNode, Member, MemberEvent, Output, Stats, Swim, SwimConfig,
+    UserBroadcast,
 };
 use crate::transport::PacketQueue;
-use crate::wire::{Label, StreamMessage};
+use crate::wire::message::NodeName;
+use crate::wire::{Label, PacketOptions, StreamMessage};
 
 /// Packets handled before timers get their turn.
 const BATCH: usize = 64;
@@ -45,11 +48,17 @@ pub struct Members {
     pub queued_broadcasts: usize,
     /// Packets, and messages inside packets, that were refused, by reason: `label_mismatch` tells of a foreign cluster.
     pub refused: BTreeMap<&'static str, u64>,
+    /// The label that each live member sent last; members that sent no packet yet are missing.
+    pub labels: BTreeMap<NodeName, Label>,
+    /// Packets and answers under labels that this node does not accept.
+    pub foreign_labels: ForeignLabels,
 }
 
 /// What outlives the actor.
 pub(crate) struct MembershipParts {
     pub(crate) config: SwimConfig,
+    /// Takes the place of the options in `config`, which are those at the start.
+    pub(crate) wrapping: Arc<Wrapping>,
     pub(crate) local: LocalNode,
     pub(crate) queue: Arc<PacketQueue>,
     pub(crate) members: Arc<ArcSwap<Members>>,
@@ -77,6 +86,7 @@ pub(crate) struct Membership {
     joins: HashMap<u64, oneshot::Sender<JoinOutcome>>,
     next_join: u64,
     leaving: Vec<oneshot::Sender<()>>,
+    checks: Checks,
 }
 
 /// How a join went.
@@ -90,7 +100,8 @@ pub(crate) struct JoinOutcome {
 
 impl Membership {
     pub(crate) fn new(parts: Arc<MembershipParts>) -> Self {
-        let (config, local) = (parts.config.clone(), parts.local.clone());
+        let packet = PacketOptions::clone(&parts.wrapping.options());
+        let (config, local) = (SwimConfig { packet, ..parts.config.clone() }, parts.local.clone());
         let rng = SmallRng::from_rng(&mut rand::rng());
         // Of its own for each core, straight from the operating system: a core that takes over after a crash must not
         // repeat the nonces of the one before.
@@ -115,10 +126,19 @@ impl Membership {
             joins: HashMap::new(),
             next_join: 0,
             leaving: Vec::new(),
+            checks: Checks::default(),
         }
     }
 
-    fn input(&mut self, input: Input, ctx: &mut Context<Self>) {
+    pub(super) fn wrapping(&self) -> Arc<Wrapping> {
+        self.parts.wrapping.clone()
+    }
+
+    pub(super) fn checks(&mut self) -> &mut Checks {
+        &mut self.checks
+    }
+
+    pub(super) fn input(&mut self, input: Input, ctx: &mut Context<Self>) {
         self.swim.handle(Now::read(), input);
         self.pump(ctx);
     }
@@ -191,6 +211,10 @@ impl Membership {
                     let _ = waiting.send(JoinOutcome { joined, errors });
                 }
             }
+            Output::LabelChecked { id, accept, silent } => {
+                let names = |members: Vec<NodeName>| members.iter().map(NodeName::to_string).collect();
+                self.checks.done(id, LabelCheck { accept: names(accept), silent: names(silent) });
+            }
             Output::LeaveDone => {
                 for waiting in self.leaving.drain(..) {
                     let _ = waiting.send(());
@@ -209,6 +233,8 @@ impl Membership {
             health_score: self.swim.health_score(),
             queued_broadcasts: self.swim.queued_broadcasts(),
             refused: refused(self.swim.stats()),
+            labels: self.swim.member_labels(),
+            foreign_labels: self.swim.foreign_labels().clone(),
         }));
         *self.parts.durable.lock().unwrap_or_else(PoisonError::into_inner) = Some(self.swim.durable());
     }

@@ -10,7 +10,7 @@
 //! * `mirror`: the multi store; `multi`: how its users see it.
 //! * `ring_keeper`, `heartbeat`: a ring as this node sees it, and this node's place in it.
 //! * `config_watcher`: the runtime configuration.
-//! * `system`: builds all of it; `joining`, `seeds`: coming into the cluster; `timer`: a core's deadlines; [`events`], `message`, `streams`, `watch_hub`: what they have in common.
+//! * `system`: builds all of it; `joining`, `seeds`: coming into the cluster; [`keys`]: keys and labels of a running node; `timer`: a core's deadlines; [`events`], `message`, `streams`, `watch_hub`: what they have in common.
 
 pub mod config_watcher;
 pub mod events;
@@ -18,6 +18,7 @@ pub(crate) mod gossip;
 pub mod guard;
 pub mod heartbeat;
 pub(crate) mod joining;
+pub mod keys;
 pub mod membership;
 pub mod message;
 pub(crate) mod mirror;

@@ -20,6 +20,16 @@ pub(crate) enum StreamError {
     NoMessage,
 }
 
+impl StreamError {
+    /// What was wrong with the bytes, if that is why.
+    pub(crate) fn wire(&self) -> Option<&WireError> {
+        match self {
+            Self::Wire(error) | Self::Read(ReadError::Refused(error)) => Some(error),
+            _ => None,
+        }
+    }
+}
+
 /// Reads one message, and says under which label it came. Memory grows with what has arrived, up to the decoder's limits
 /// and to what is left of the budget that all streams share; keep the permit for as long as the message.
 pub(crate) async fn read(

@@ -10,13 +10,14 @@ use std::time::Duration;
 use actix::{Actor, Addr, Context, Handler, ResponseFuture, Supervised, WrapFuture};
 use bytes::Bytes;
 
+use super::keys::Wrapping;
 use super::membership::{Membership, StreamRequest};
 use super::message::{drillable, message};
 use super::streams;
 use crate::transport::io::ReadLimits;
 use crate::transport::{ByteBudget, PacketQueue, Transport};
 use crate::wire::stream::MAX_STREAM;
-use crate::wire::{PacketOptions, StreamMessage, StreamSide};
+use crate::wire::{StreamMessage, StreamSide, WireError};
 
 /// Packets taken from the socket at a time.
 const BATCH: usize = 64;
@@ -25,7 +26,7 @@ const BATCH: usize = 64;
 pub(crate) struct TransportParts {
     pub(crate) transport: Arc<dyn Transport>,
     pub(crate) queue: Arc<PacketQueue>,
-    pub(crate) packet: PacketOptions,
+    pub(crate) wrapping: Arc<Wrapping>,
     /// Longest exchange on an accepted stream.
     pub(crate) stream_timeout: Duration,
     pub(crate) membership: OnceLock<Addr<Membership>>,
@@ -101,7 +102,8 @@ impl Handler<Exchange> for TransportActor {
                 // We asked: the answer may take until the deadline to begin.
                 let limits = ReadLimits { first_byte: exchange.timeout, ..ReadLimits::new(deadline, MAX_STREAM) };
                 let mut permit = parts.budget.permit();
-                streams::read(&mut stream, &parts.packet, StreamSide::Dialed, &limits, &mut permit)
+                let options = parts.wrapping.options();
+                streams::read(&mut stream, &options, StreamSide::Dialed, &limits, &mut permit)
                     .await
                     .map(|(_, message)| Some(message))
             };
@@ -146,8 +148,14 @@ async fn serve(
 ) -> Result<(), streams::StreamError> {
     let limits = ReadLimits::new(tokio::time::Instant::now() + parts.stream_timeout, MAX_STREAM);
     let mut permit = parts.budget.permit();
-    let (label, message) =
-        streams::read(&mut stream, &parts.packet, StreamSide::Accepted, &limits, &mut permit).await?;
+    let options = parts.wrapping.options();
+    let (label, message) = streams::read(&mut stream, &options, StreamSide::Accepted, &limits, &mut permit)
+        .await
+        .inspect_err(|error| {
+            if let Some(WireError::WrongLabel { got }) = error.wire() {
+                parts.wrapping.foreign_stream(got);
+            }
+        })?;
     let Some(membership) = parts.membership.get() else { return Ok(()) };
     let answer = membership.send(StreamRequest { from, label, message }).await;
     if let Ok(Some(bytes)) = answer {

@@ -10,7 +10,7 @@ use super::admin::Admin;
 use super::request::{Method, Request};
 use super::response::{Refusal, Response};
 use super::route::Route;
-use super::{actors, health, kv, members, migration, rings, settings, stream};
+use super::{actors, health, keys, kv, labels, members, migration, rings, settings, stream};
 use crate::actors::supervisor::Exit;
 use crate::node::Node;
 
@@ -91,6 +91,11 @@ impl Api {
             Route::Ready => Ok(health::ready(node)),
             Route::Metrics => Ok(health::metrics(node)),
             Route::Members => Ok(members::list(node)),
+            Route::LabelStatus => labels::status(node),
+            Route::LabelPlan => labels::plan(node, request).await,
+            Route::GossipKeys => keys::keys(node, request).await,
+            Route::GossipKey(id) => keys::remove(node, &id, request).await,
+            Route::UseGossipKey(id) => keys::use_key(node, &id, request).await,
             Route::Rings => Ok(rings::all(node)),
             Route::Ring(name) => rings::one(node, &name),
             Route::Lookup(name) => rings::lookup(node, &name, request),

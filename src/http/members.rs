@@ -7,6 +7,7 @@ use serde_json::{Value, json};
 use super::response::Response;
 use crate::node::Node;
 use crate::swim::Member;
+use crate::wire::Label;
 use crate::wire::message::MemberState;
 
 pub(super) fn list(node: &Node) -> Response {
@@ -17,11 +18,11 @@ pub(super) fn list(node: &Node) -> Response {
     Response::json(&json!({
         "health_score": members.health_score,
         "queued_broadcasts": members.queued_broadcasts,
-        "members": list.into_iter().map(|member| show(member, now)).collect::<Vec<_>>(),
+        "members": list.into_iter().map(|member| show(member, members.labels.get(&member.name), now)).collect::<Vec<_>>(),
     }))
 }
 
-fn show(member: &Member, now: Instant) -> Value {
+fn show(member: &Member, label: Option<&Label>, now: Instant) -> Value {
     let state = match member.state {
         MemberState::Alive => "alive",
         MemberState::Suspect => "suspect",
@@ -36,14 +37,15 @@ fn show(member: &Member, now: Instant) -> Value {
         "address": member.socket_addr().map(|address| address.to_string()),
         "state": state,
         "incarnation": member.incarnation,
-        "meta": meta(&member.meta),
+        "meta": text(&member.meta),
+        "label": label.map(|label| text(label.as_bytes())),
         "protocol": protocol,
         "since_ms": u64::try_from(since).unwrap_or(u64::MAX),
     })
 }
 
-/// What a member says about itself: as text if it is one, else in hexadecimal digits after `0x`.
-fn meta(bytes: &[u8]) -> String {
+/// What a member says about itself, or its label: as text if it is one, else in hexadecimal digits after `0x`.
+fn text(bytes: &[u8]) -> String {
     match std::str::from_utf8(bytes) {
         Ok(text) => text.to_owned(),
         Err(_) => bytes.iter().fold("0x".to_owned(), |text, byte| text + &format!("{byte:02x}")),
@@ -52,12 +54,12 @@ fn meta(bytes: &[u8]) -> String {
 
 #[cfg(test)]
 mod tests {
-    use super::meta;
+    use super::text;
 
     #[test]
     fn a_meta_is_shown_whatever_it_is() {
-        assert_eq!(meta(b""), "");
-        assert_eq!(meta("zone=ä".as_bytes()), "zone=ä");
-        assert_eq!(meta(&[0xff, 0x00, 0x1f]), "0xff001f");
+        assert_eq!(text(b""), "");
+        assert_eq!(text("zone=ä".as_bytes()), "zone=ä");
+        assert_eq!(text(&[0xff, 0x00, 0x1f]), "0xff001f");
     }
 }

@@ -28,7 +28,7 @@
 //! | `route.rs` | the table of all routes |
 //! | `admin.rs` | who may change state |
 //! | `api.rs` | from a route to its handler |
-//! | `health.rs`, `members.rs`, `rings.rs`, `kv.rs`, `migration.rs`, `actors.rs`, `settings.rs` | the handlers, one subject a file |
+//! | `health.rs`, `members.rs`, `rings.rs`, `kv.rs`, `keys.rs`, `labels.rs`, `migration.rs`, `actors.rs`, `settings.rs` | the handlers, one subject a file |
 //! | `stream.rs` | server-sent events |
 //! | `server.rs` | the server of the agent |
 
@@ -36,7 +36,9 @@ mod actors;
 pub mod admin;
 mod api;
 mod health;
+mod keys;
 mod kv;
+mod labels;
 mod members;
 mod migration;
 mod request;

@@ -25,6 +25,11 @@ pub const ROUTES: &[RouteInfo] = &[
     row("GET", "/metrics", "OpenMetrics text"),
     row("GET", "/memberlist", "as /api/v1/members"),
     row("GET", "/api/v1/members", "members of the gossip cluster"),
+    row("GET", "/api/v1/label", "the labels that this node and the members send"),
+    row("GET", "/api/v1/label/plan", "what comes next in a change of label, and whether it is safe"),
+    row("GET, POST", "/api/v1/keys", "the gossip keys, by name; install one"),
+    row("DELETE", "/api/v1/keys/{id}", "remove a gossip key"),
+    row("POST", "/api/v1/keys/{id}/use", "encrypt with a gossip key"),
     row("GET", "/ring", "as /api/v1/rings"),
     row("GET", "/ring/{name}", "as /api/v1/rings/{name}"),
     row("GET", "/api/v1/rings", "all rings"),
@@ -50,6 +55,11 @@ pub(super) enum Route {
     Ready,
     Metrics,
     Members,
+    LabelStatus,
+    LabelPlan,
+    GossipKeys,
+    GossipKey(String),
+    UseGossipKey(String),
     Rings,
     Ring(String),
     Lookup(String),
@@ -94,6 +104,8 @@ impl Route {
         let Some((head, rest)) = path.split_once('/') else {
             return Ok(match path {
                 "members" => Some(Self::Members),
+                "label" => Some(Self::LabelStatus),
+                "keys" => Some(Self::GossipKeys),
                 "rings" => Some(Self::Rings),
                 "kv" => Some(Self::Keys),
                 "migration" => Some(Self::Migration),
@@ -103,6 +115,12 @@ impl Route {
             });
         };
         Ok(match head {
+            "label" => (rest == "plan").then_some(Self::LabelPlan),
+            "keys" => match rest.split_once('/') {
+                None => one_name(rest)?.map(Self::GossipKey),
+                Some((id, "use")) => one_name(id)?.map(Self::UseGossipKey),
+                Some(_) => None,
+            },
             "kv" => long_name(rest)?.map(Self::Key),
             "drills" => long_name(rest)?.map(Self::Drill),
             "rings" => match rest.split_once('/') {
@@ -120,7 +138,9 @@ impl Route {
     /// What it takes.
     pub(super) const fn methods(&self) -> (&'static [Method], &'static str) {
         match self {
-            Self::Forget(..) | Self::Drill(_) => (&[Method::Post], "POST"),
+            Self::Forget(..) | Self::Drill(_) | Self::UseGossipKey(_) => (&[Method::Post], "POST"),
+            Self::GossipKeys => (&[Method::Get, Method::Post], "GET, POST"),
+            Self::GossipKey(_) => (&[Method::Delete], "DELETE"),
             Self::Key(_) => (&[Method::Get, Method::Put, Method::Delete], "GET, PUT, DELETE"),
             _ => (&[Method::Get], "GET"),
         }

@@ -152,6 +152,11 @@ struct ByReason {
 }
 
 #[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
+struct ByLabel {
+    label: String,
+}
+
+#[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
 struct ActorRestart {
     actor: String,
     reason: &'static str,
@@ -234,6 +239,18 @@ fn membership(page: &mut Page, system: &System) {
     page.registry.register("annulus_packets_refused", help, refused.clone());
     for (reason, count) in &members.refused {
         refused.get_or_create(&ByReason { reason }).inc_by(*count);
+    }
+    let foreign = Family::<ByLabel, Counter>::default();
+    let help = "Packets and streams refused for their label, by that label";
+    page.registry.register("annulus_foreign_label", help, foreign.clone());
+    let mut counts = members.foreign_labels.clone();
+    counts.merge(&transport.wrapping.foreign_streams());
+    for (label, count) in counts.iter() {
+        foreign.get_or_create(&ByLabel { label: super::labels::text(label) }).inc_by(count);
+    }
+    // A label of this name cannot be told from it, but neither can do harm.
+    if counts.others() > 0 {
+        foreign.get_or_create(&ByLabel { label: "(others)".to_owned() }).inc_by(counts.others());
     }
     let moved = transport.transport.counters().snapshot();
     page.counter("memberlist_udp_received_bytes", "Bytes of packets received", moved.packet_bytes_in);

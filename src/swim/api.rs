@@ -7,8 +7,8 @@ use std::time::Duration;
 use bytes::Bytes;
 
 use super::member::Member;
-use crate::wire::Label;
 use crate::wire::message::{Alive, NodeName, StreamMessage};
+use crate::wire::{Keyring, Label};
 
 /// Who this node is.
 #[derive(Clone, Debug)]
@@ -91,6 +91,15 @@ pub enum Input {
     },
     /// Say something else about this node. Refused (and counted) above [`MAX_META`](super::MAX_META) bytes.
     UpdateMeta(Bytes),
+    /// Encrypt and decrypt with these keys from now on.
+    SetKeyring(Keyring),
+    /// Find out which members accept this label. Ends in [`Output::LabelChecked`].
+    CheckLabel {
+        /// Chosen by the caller.
+        id: u64,
+        /// The label.
+        label: Label,
+    },
 }
 
 /// What is to be done.
@@ -152,6 +161,15 @@ pub enum Output {
         joined: usize,
         /// Why the others did not, one text for each.
         errors: Vec<String>,
+    },
+    /// Every member was pinged under a label, up to four times.
+    LabelChecked {
+        /// The check's id.
+        id: u64,
+        /// Those who answered: they accept the label.
+        accept: Vec<NodeName>,
+        /// Those who did not: they refuse it, or answer under a label that this node refuses, or cannot be reached.
+        silent: Vec<NodeName>,
     },
     /// This node said goodbye, and enough members were told (or there are none, or time was up).
     LeaveDone,

@@ -52,6 +52,7 @@
 //! | `broadcast`, `gossip` | what waits to be told, and telling it |
 //! | `push_pull` | full exchanges of state over streams |
 //! | `join`, `leave` | coming, staying connected, going |
+//! | `labels` | who sends which label, and who would accept another |
 //! | `packets`, `timers` | packets in and out, what is due when |
 
 mod api;
@@ -60,6 +61,7 @@ mod broadcast;
 mod config;
 mod gossip;
 mod join;
+mod labels;
 mod leave;
 mod member;
 mod packets;
@@ -82,6 +84,7 @@ use rand::rngs::{SmallRng, StdRng};
 pub use api::{ExchangeId, Input, LocalNode, MemberEvent, Output, UserBroadcast};
 pub use broadcast::{MAX_USER_QUEUE, retransmit_limit};
 pub use config::SwimConfig;
+pub use labels::{ForeignLabels, MAX_FOREIGN_LABELS};
 pub use member::{MAX_MEMBERS, Member};
 pub use push_pull::{MAX_INBOUND_PUSH_PULLS, push_pull_interval};
 pub use stats::Stats;
@@ -92,6 +95,7 @@ pub use crate::wire::MAX_META;
 use self::awareness::Awareness;
 use self::broadcast::Broadcasts;
 use self::join::{Joins, Rejoin};
+use self::labels::Labels;
 use self::leave::Leave;
 use self::member::Table;
 use self::probe::Probing;
@@ -121,6 +125,7 @@ pub struct Swim {
     joins: Joins,
     rejoin: Rejoin,
     leave: Leave,
+    labels: Labels,
     seq_no: u32,
     timers: Timers,
     outputs: VecDeque<Output>,
@@ -210,6 +215,7 @@ impl Swim {
             joins: Joins::default(),
             rejoin: Rejoin::default(),
             leave: Leave::No,
+            labels: Labels::default(),
             seq_no,
             timers: Timers::default(),
             outputs: VecDeque::new(),
@@ -275,6 +281,8 @@ impl Swim {
             Input::GossipNow => self.gossip(now.mono),
             Input::SendUser { to, bytes } => self.on_send_user(&to, bytes),
             Input::UpdateMeta(meta) => self.on_update_meta(meta),
+            Input::SetKeyring(keyring) => self.config.packet.keyring = keyring,
+            Input::CheckLabel { id, label } => self.on_check_label(at, id, label),
         }
         while let Some((due, timer)) = self.timers.pop_due(at) {
             self.on_timer(at, due, timer);
@@ -364,6 +372,7 @@ impl Swim {
             Timer::Rejoin => self.rejoin_due(now, due),
             Timer::Suspicion(name) => self.suspicion_due(now, name),
             Timer::Exchange(exchange) => self.exchange_due(now, exchange),
+            Timer::LabelCheck(id) => self.label_check_due(now, id),
             Timer::Leave => self.leave_due(),
         }
     }

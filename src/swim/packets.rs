@@ -7,15 +7,24 @@ use bytes::Bytes;
 
 use super::{Output, Swim};
 use crate::wire::message::Message;
-use crate::wire::{COMPOUND_HEADER, COMPOUND_PART, decode_packet, encode_message, encode_packets, packet_overhead};
+use crate::wire::{
+    COMPOUND_HEADER, COMPOUND_PART, WireError, decode_packet, encode_message, encode_packets, packet_overhead,
+};
 
 impl Swim {
     pub(super) fn on_packet(&mut self, now: Instant, from: SocketAddr, bytes: &Bytes) {
         self.stats.packets_received += 1;
         let packet = match decode_packet(bytes, &self.config.packet) {
             Ok(packet) => packet,
-            Err(error) => return self.stats.refuse_packet(error.reason()),
+            Err(error) => {
+                if let WireError::WrongLabel { got } = &error {
+                    self.count_foreign_label(got);
+                    self.heard_label(from, got);
+                }
+                return self.stats.refuse_packet(error.reason());
+            }
         };
+        self.heard_label(from, &packet.label);
         for refused in &packet.refused {
             self.stats.refuse_message(refused.reason());
         }

@@ -56,7 +56,7 @@ impl Swim {
         self.seq_no
     }
 
-    fn source(&self) -> Option<Source> {
+    pub(super) fn source(&self) -> Option<Source> {
         let addr = self.local.addr;
         Some(Source { addr: WireIp::from(addr.ip()), port: addr.port(), node: self.local.name.clone() })
     }
@@ -213,6 +213,8 @@ impl Swim {
         } else if let Some(relay) = self.probing.relays.remove(&ack.seq_no) {
             let ack = Message::Ack(Ack { seq_no: relay.seq_no, payload: bytes::Bytes::new() });
             self.send_parts(relay.requester, &[encode_message(&ack)], false);
+        } else {
+            self.label_check_ack(now, ack.seq_no);
         }
     }
 

@@ -165,15 +165,18 @@ impl Swim {
             Some(Exchange::Out { to, purpose, sent }) if !*sent => {
                 *sent = true;
                 let (to, join) = (*to, *purpose != Purpose::Periodic);
-                let state = self.own_state(join, user_state);
+                let state = StreamMessage::PushPull(self.own_state(join, user_state));
                 let bytes = encode_request(&state, &self.config.packet, &mut self.nonces);
                 let timeout = self.config.stream_timeout;
                 self.outputs.push_back(Output::OpenStream { exchange, to, bytes, expect_reply: true, timeout });
             }
             Some(Exchange::In { .. }) => {
                 let Some(Exchange::In { from, label, remote }) = self.exchanges.open.remove(&exchange) else { return };
-                let state = self.own_state(remote.join, user_state);
-                let bytes = Some(encode_reply(&state, &self.config.packet, &label, &mut self.nonces));
+                let own_label = &self.config.packet.label;
+                let differs = (*own_label != label).then(|| own_label.clone());
+                let state = PushPull { label: differs, ..self.own_state(remote.join, user_state) };
+                let bytes =
+                    Some(encode_reply(&StreamMessage::PushPull(state), &self.config.packet, &label, &mut self.nonces));
                 // Answer first, as every peer does: even one whose state we refuse learns the members.
                 self.outputs.push_back(Output::RespondStream { exchange, bytes });
                 let peer = sole_node_at(&remote.nodes, from.ip());
@@ -201,7 +204,7 @@ impl Swim {
         let merged = match result {
             Ok(Some(StreamMessage::PushPull(remote))) => {
                 let peer = remote.nodes.iter().position(|node| is_at(node, to));
-                self.merge(now, remote, peer)
+                self.check_answer(&remote).and_then(|()| self.merge(now, remote, peer))
             }
             Ok(Some(StreamMessage::Error(error))) => Err(format!("the peer refused: {error}")),
             Ok(Some(_)) => Err("the peer answered something else".to_owned()),
@@ -222,14 +225,30 @@ impl Swim {
         }
     }
 
-    fn own_state(&mut self, join: bool, mut user_state: Bytes) -> StreamMessage {
+    fn own_state(&mut self, join: bool, mut user_state: Bytes) -> PushPull {
         if user_state.len() > MAX_USER_STATE {
             // The peer would refuse all of it; the membership at least can be exchanged.
             self.stats.refuse_message("own_user_state_too_long");
             user_state = Bytes::new();
         }
         let nodes = self.table.iter().map(super::Member::to_push_node).collect();
-        StreamMessage::PushPull(PushPull { join, nodes, user_state })
+        PushPull { join, label: None, nodes, user_state }
+    }
+
+    /// Whether an answer comes from a node of another cluster, one that accepts any label and says so in its answer.
+    ///
+    /// # Errors
+    ///
+    /// That it does.
+    fn check_answer(&mut self, answer: &PushPull) -> Result<(), String> {
+        match &answer.label {
+            Some(label) if !self.config.packet.accepts(label) => {
+                self.count_foreign_label(label);
+                self.stats.refuse_message("label_mismatch");
+                Err(format!("it has another label, {label}"))
+            }
+            _ => Ok(()),
+        }
     }
 
     /// Takes over what a peer says. `peer` is its own entry, if we can tell: when that one cannot understand us, nothing
@@ -252,7 +271,7 @@ impl Swim {
         if our_own {
             return Ok(Merged::OurOwn);
         }
-        let PushPull { join, nodes, user_state } = remote;
+        let PushPull { join, nodes, user_state, label: _ } = remote;
         for node in nodes {
             self.merge_node(now, node);
         }

@@ -32,6 +32,8 @@ pub(super) enum Timer {
     Suspicion(NodeName),
     /// A stream's answer, or the user state for one, never came.
     Exchange(ExchangeId),
+    /// Ping again those who did not answer under a label, or give them up.
+    LabelCheck(u64),
     /// The leave message has had its time.
     Leave,
 }

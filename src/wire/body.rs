@@ -9,6 +9,7 @@ use bytes::Bytes;
 use super::budget::Budget;
 use super::error::WireError;
 use super::kind;
+use super::label::{Label, MAX_LABEL};
 use super::message::{
     Ack, Alive, Dead, IndirectPing, MemberState, Nack, NodeName, Ping, PushNode, Source, Suspect, Vsn, WireIp,
 };
@@ -24,7 +25,7 @@ const MAX_VSN: usize = 255;
 /// The names in a suspicion or an obituary.
 const ACCUSATION: [&str; 3] = ["Incarnation", "Node", "From"];
 
-fn nameless() -> NodeName {
+fn nobody() -> NodeName {
     NodeName::from("")
 }
 
@@ -38,9 +39,9 @@ struct SourceFields {
 
 impl SourceFields {
     fn into_source(self) -> Option<Source> {
-        let node = self.node.unwrap_or_else(nameless);
-        let absent = self.addr.is_none() && self.port == 0 && node.is_empty();
-        (!absent).then_some(Source { addr: self.addr, port: self.port, node })
+        let nameless = self.node.as_ref().is_none_or(NodeName::is_empty);
+        let absent = self.addr.is_none() && self.port == 0 && nameless;
+        (!absent).then(|| Source { addr: self.addr, port: self.port, node: self.node.unwrap_or_else(nobody) })
     }
 
     fn read(&mut self, reader: &mut Reader<'_, '_>, field: &str) -> Result<(), WireError> {
@@ -84,7 +85,7 @@ pub(super) fn read_ping(bytes: &[u8], budget: &mut Budget) -> Result<Ping, WireE
         }
         Ok(())
     })?;
-    Ok(Ping { seq_no, node: node.unwrap_or_else(nameless), source: source.into_source() })
+    Ok(Ping { seq_no, node: node.unwrap_or_else(nobody), source: source.into_source() })
 }
 
 pub(super) fn write_ping(ping: &Ping) -> Vec<u8> {
@@ -112,7 +113,7 @@ pub(super) fn read_indirect_ping(bytes: &[u8], budget: &mut Budget) -> Result<In
         }
         Ok(())
     })?;
-    Ok(IndirectPing { seq_no, target, port, node: node.unwrap_or_else(nameless), nack, source: source.into_source() })
+    Ok(IndirectPing { seq_no, target, port, node: node.unwrap_or_else(nobody), nack, source: source.into_source() })
 }
 
 pub(super) fn write_indirect_ping(ping: &IndirectPing) -> Vec<u8> {
@@ -179,7 +180,7 @@ fn read_accusation(
         }
         Ok(())
     })?;
-    Ok((incarnation, node.unwrap_or_else(nameless), from.unwrap_or_else(nameless)))
+    Ok((incarnation, node.unwrap_or_else(nobody), from.unwrap_or_else(nobody)))
 }
 
 fn write_accusation(kind: u8, incarnation: u32, node: &NodeName, from: &NodeName) -> Vec<u8> {
@@ -224,7 +225,7 @@ pub(super) fn read_alive(bytes: &[u8], budget: &mut Budget) -> Result<Alive, Wir
         }
         Ok(())
     })?;
-    Ok(Alive { incarnation, node: node.unwrap_or_else(nameless), addr, port, meta, vsn })
+    Ok(Alive { incarnation, node: node.unwrap_or_else(nobody), addr, port, meta, vsn })
 }
 
 pub(super) fn write_alive(alive: &Alive) -> Vec<u8> {
@@ -239,15 +240,21 @@ pub(super) fn write_alive(alive: &Alive) -> Vec<u8> {
     writer.into_bytes()
 }
 
-/// Six bytes or more give versions; fewer give none, and whoever acts on the message must not trust it.
+/// Six bytes or more give versions, an empty string none, and whoever acts on the message must not trust it.
 fn read_vsn(reader: &mut Reader<'_, '_>) -> Result<Option<Vsn>, WireError> {
-    Ok(reader.bytes(MAX_VSN)?.first_chunk().copied())
+    let bytes = reader.byte_string(MAX_VSN)?;
+    let vsn = bytes.first_chunk().copied();
+    match bytes.len() {
+        len @ 1..6 => Err(WireError::TooShort { field: "Vsn", len: len as u64, min: 6 }),
+        _ => Ok(vsn),
+    }
 }
 
 /// What precedes the members in a push/pull.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct PushPullHeader {
     pub(super) join: bool,
+    pub(super) label: Option<Label>,
     pub(super) nodes: usize,
     pub(super) user_state_len: usize,
 }
@@ -258,21 +265,26 @@ pub(super) fn read_push_pull_header(
     max_nodes: usize,
     max_state: usize,
 ) -> Result<PushPullHeader, WireError> {
-    let mut header = PushPullHeader { join: false, nodes: 0, user_state_len: 0 };
-    Reader::new(bytes, budget, "push/pull").structure(&["Nodes", "UserStateLen", "Join"], |reader, field| {
+    const FIELDS: [&str; 4] = ["Nodes", "UserStateLen", "Join", "Label"];
+    let mut header = PushPullHeader { join: false, label: None, nodes: 0, user_state_len: 0 };
+    Reader::new(bytes, budget, "push/pull").structure(&FIELDS, |reader, field| {
         match field {
             "Nodes" => header.nodes = reader.length(max_nodes)?,
             "UserStateLen" => header.user_state_len = reader.length(max_state)?,
-            _ => header.join = reader.boolean()?,
+            "Join" => header.join = reader.boolean()?,
+            _ => header.label = Some(Label::new(reader.bytes(MAX_LABEL)?)?),
         }
         Ok(())
     })?;
     Ok(header)
 }
 
-pub(super) fn write_push_pull_header(writer: &mut Writer, header: PushPullHeader) {
-    writer.structure(3);
+pub(super) fn write_push_pull_header(writer: &mut Writer, header: &PushPullHeader) {
+    writer.structure(3 + u8::from(header.label.is_some()));
     writer.key("Join").boolean(header.join);
+    if let Some(label) = &header.label {
+        writer.key("Label").bytes(label.as_bytes());
+    }
     writer.key("Nodes").int(header.nodes);
     writer.key("UserStateLen").int(header.user_state_len);
 }
@@ -293,7 +305,7 @@ pub(super) fn read_push_node(bytes: &[u8], budget: &mut Budget) -> Result<PushNo
         }
         Ok(())
     })?;
-    Ok(PushNode { name: name.unwrap_or_else(nameless), addr, port, meta, incarnation, state, vsn })
+    Ok(PushNode { name: name.unwrap_or_else(nobody), addr, port, meta, incarnation, state, vsn })
 }
 
 pub(super) fn write_push_node(writer: &mut Writer, node: &PushNode) {

@@ -21,17 +21,19 @@ const STREAM_ITEMS: usize = 1 << 22;
 pub(super) struct Budget {
     bytes: usize,
     items: usize,
+    /// Where the reader of msgpack stood when it refused something: an explanation for people.
+    pub(super) stopped_at: usize,
 }
 
 impl Budget {
     /// For one packet.
     pub(super) fn packet() -> Self {
-        Self { bytes: PACKET_BYTES, items: PACKET_ITEMS }
+        Self { bytes: PACKET_BYTES, items: PACKET_ITEMS, stopped_at: 0 }
     }
 
     /// For one direction of one stream.
     pub(super) fn stream() -> Self {
-        Self { bytes: STREAM_BYTES, items: STREAM_ITEMS }
+        Self { bytes: STREAM_BYTES, items: STREAM_ITEMS, stopped_at: 0 }
     }
 
     /// Pays for `len` bytes that are about to be made.
@@ -43,6 +45,12 @@ impl Budget {
     /// How many bytes may still be made.
     pub(super) fn bytes_left(&self) -> usize {
         self.bytes
+    }
+
+    /// Notes where something was refused.
+    pub(super) fn stopped<E>(&mut self, at: usize, error: E) -> E {
+        self.stopped_at = at;
+        error
     }
 
     /// Pays for one value.

@@ -4,7 +4,9 @@
 //! plain message. Go also takes compounds and compressed data inside a compound, though no Go sender writes them; here
 //! such a part is refused by itself, because nesting is how a small packet becomes a large amount of work.
 
-use bytes::{Buf, BufMut, Bytes};
+use std::ops::Range;
+
+use bytes::{BufMut, Bytes};
 
 use super::error::WireError;
 use super::kind;
@@ -18,27 +20,52 @@ pub const COMPOUND_MAX_PARTS: usize = 255;
 /// The longest part of a compound: its length is two bytes. A longer message travels alone.
 pub const COMPOUND_MAX_PART: usize = u16::MAX as usize;
 
-/// Splits what follows the type byte of a compound: the whole parts, and how many were cut off at the end.
+/// The whole parts of a compound, each as the range of its bytes; ends at the first that is not all there.
+#[derive(Debug)]
+pub(super) struct Parts<'a> {
+    lengths: &'a [u8],
+    /// Where the next part begins, and where the compound ends.
+    rest: Range<usize>,
+}
+
+impl Parts<'_> {
+    /// How many parts were announced and have not been given: after the last one, how many are lost.
+    pub(super) fn left(&self) -> usize {
+        self.lengths.len() / COMPOUND_PART
+    }
+
+    /// How many parts can still come: each announced, and no more than there are bytes.
+    pub(super) fn at_most(&self) -> usize {
+        self.left().min(self.rest.len())
+    }
+}
+
+impl Iterator for Parts<'_> {
+    type Item = Range<usize>;
+
+    fn next(&mut self) -> Option<Range<usize>> {
+        let (length, lengths) = self.lengths.split_first_chunk::<COMPOUND_PART>()?;
+        let start = self.rest.start;
+        let end = start + usize::from(u16::from_be_bytes(*length));
+        if end > self.rest.end {
+            return None;
+        }
+        self.lengths = lengths;
+        self.rest.start = end;
+        Some(start..end)
+    }
+}
+
+/// Splits a compound, type byte included.
 ///
 /// # Errors
 ///
 /// [`WireError::Truncated`] when the number or the lengths of the parts are not all there.
-pub(super) fn split(mut bytes: Bytes) -> Result<(Vec<Bytes>, usize), WireError> {
-    let count = usize::from(bytes.try_get_u8().map_err(|_| WireError::Truncated)?);
-    if bytes.len() < count * COMPOUND_PART {
-        return Err(WireError::Truncated);
-    }
-    let lengths = bytes.split_to(count * COMPOUND_PART);
-    let mut parts = Vec::with_capacity(count);
-    for length in lengths.chunks_exact(COMPOUND_PART) {
-        let length = length.iter().fold(0, |sum, byte| sum << 8 | usize::from(*byte));
-        if length > bytes.len() {
-            break;
-        }
-        parts.push(bytes.split_to(length));
-    }
-    let lost = count - parts.len();
-    Ok((parts, lost))
+pub(super) fn split(bytes: &[u8]) -> Result<Parts<'_>, WireError> {
+    let (&[_, count], rest) = bytes.split_first_chunk::<COMPOUND_HEADER>().ok_or(WireError::Truncated)?;
+    let table = usize::from(count) * COMPOUND_PART;
+    let lengths = rest.get(..table).ok_or(WireError::Truncated)?;
+    Ok(Parts { lengths, rest: COMPOUND_HEADER + table..bytes.len() })
 }
 
 /// Writes a compound of 1 to 255 parts of at most 65 535 bytes each; the caller sees to both.

@@ -11,6 +11,7 @@ use super::budget::Budget;
 use super::error::WireError;
 use super::kind;
 use super::msgpack::{Reader, Writer};
+use super::trail::Unpacked;
 
 /// Most bytes that the compressed data of one packet may become.
 pub(super) const MAX_PACKET: usize = 512 << 10;
@@ -64,33 +65,41 @@ fn write(algorithm: u32, packed: &[u8]) -> Vec<u8> {
 ///
 /// [`WireError::UnknownCompression`], [`WireError::NotDecompressed`], [`WireError::TooLong`] beyond `max` or beyond what
 /// the algorithm can reach, [`WireError::Empty`] when nothing comes out, and those of msgpack.
-pub(super) fn decode(body: &[u8], max: usize, budget: &mut Budget) -> Result<Bytes, WireError> {
-    let (mut algorithm, mut packed): (u64, &[u8]) = (0, &[]);
+pub(super) fn decode(body: &[u8], max: usize, budget: &mut Budget) -> Result<(Bytes, Unpacked), WireError> {
+    let (mut algorithm, mut packed, mut start): (u64, &[u8], _) = (0, &[], 0);
     Reader::new(body, budget, "compressed").structure(&["Algo", "Buf"], |reader, field| {
         match field {
             "Algo" => algorithm = reader.uint(u8::MAX.into())?,
-            _ => packed = reader.borrowed()?,
+            _ => {
+                packed = reader.borrowed()?;
+                start = reader.position() - packed.len();
+            }
         }
         Ok(())
     })?;
     let max = max.min(budget.bytes_left());
     let plain = match algorithm {
-        0 => decode_lzw(packed, max)?,
-        1 => decode_snappy(packed, max)?,
+        0 => {
+            let mut rest = packed;
+            decode_lzw(&mut rest, max).map_err(|error| budget.stopped(start + packed.len() - rest.len(), error))?
+        }
+        1 => decode_snappy(packed, max).map_err(|error| budget.stopped(start, error))?,
         _ => return Err(WireError::UnknownCompression(algorithm as u8)),
     };
     if plain.is_empty() {
-        return Err(WireError::Empty);
+        return Err(budget.stopped(start, WireError::Empty));
     }
     budget.bytes(plain.len())?;
-    Ok(plain.into())
+    let unpacked = Unpacked { algorithm: algorithm as u8, packed: packed.len(), plain: plain.len() };
+    Ok((plain.into(), unpacked))
 }
 
 fn too_long(len: u64, max: usize) -> WireError {
     WireError::TooLong { field: "decompressed", len, max: max as u64 }
 }
 
-fn decode_lzw(mut packed: &[u8], max: usize) -> Result<Vec<u8>, WireError> {
+/// What is left in `packed` after an error says how far it came.
+fn decode_lzw(packed: &mut &[u8], max: usize) -> Result<Vec<u8>, WireError> {
     let max = max.min(packed.len().saturating_mul(LZW_RATIO));
     let mut decoder = decode::Decoder::new(BitOrder::Lsb, 8);
     let (mut plain, mut len) = (Vec::new(), 0);
@@ -103,7 +112,7 @@ fn decode_lzw(mut packed: &[u8], max: usize) -> Result<Vec<u8>, WireError> {
             plain.resize((len + len.max(LZW_CHUNK)).min(max + 1), 0);
         }
         let step = decoder.decode_bytes(packed, plain.get_mut(len..).unwrap_or_default());
-        packed = packed.get(step.consumed_in..).unwrap_or_default();
+        *packed = packed.get(step.consumed_in..).unwrap_or_default();
         len += step.consumed_out;
         match step.status {
             Ok(LzwStatus::Done) => break,

@@ -7,6 +7,7 @@ use bytes::{Buf, BufMut, Bytes};
 
 use super::error::WireError;
 use super::kind;
+use super::trail::{Stage, Trail};
 
 /// How many bytes the checksum takes in front of a packet.
 pub const CRC_HEADER: usize = 5;
@@ -18,17 +19,21 @@ pub(super) fn write(out: &mut Vec<u8>, rest: &[u8]) {
 }
 
 /// Checks and strips the layer; bytes that do not begin with it pass unchanged.
-pub(super) fn strip(bytes: Bytes) -> Result<Bytes, WireError> {
+pub(super) fn strip(bytes: Bytes, trail: &mut Trail) -> Result<Bytes, WireError> {
     if bytes.first() != Some(&kind::CRC) {
         return Ok(bytes);
     }
-    let Some((mut header, _)) = bytes.split_at_checked(CRC_HEADER) else { return Err(WireError::Truncated) };
+    trail.enter(Stage::Crc);
+    let Some((mut header, _)) = bytes.split_at_checked(CRC_HEADER) else {
+        return Err(trail.stop(bytes.len(), WireError::Truncated));
+    };
     header.advance(1);
     let expected = header.get_u32();
     let rest = bytes.slice(CRC_HEADER..);
     let found = crc32fast::hash(&rest);
     if found != expected {
-        return Err(WireError::CrcMismatch { expected, found });
+        return Err(trail.stop(1, WireError::CrcMismatch { expected, found }));
     }
+    trail.crc = Some(expected);
     Ok(rest)
 }

@@ -20,6 +20,7 @@ use rand::CryptoRng;
 
 use super::error::WireError;
 use super::keyring::{Key, Keyring, NONCE, TAG};
+use super::trail::Opened;
 
 /// Bytes before the ciphertext.
 const HEADER: usize = 1 + NONCE;
@@ -99,13 +100,13 @@ pub(super) fn seal(
     }
 }
 
-/// Opens a blob in place with whichever key fits.
+/// Opens a blob in place with whichever key fits, and says which.
 ///
 /// # Errors
 ///
 /// [`WireError::NotEncrypted`] when the first byte is no version of encryption, and [`WireError::NotDecrypted`] for
 /// everything else, so that nobody learns from the answer how far it came.
-pub(super) fn open(mut blob: BytesMut, keys: &Keyring, aad: &[u8]) -> Result<BytesMut, WireError> {
+pub(super) fn open(mut blob: BytesMut, keys: &Keyring, aad: &[u8]) -> Result<(BytesMut, Opened), WireError> {
     let version = match blob.first() {
         None => return Err(WireError::Empty),
         Some(0) => EncryptionVersion::V0,
@@ -120,16 +121,16 @@ pub(super) fn open(mut blob: BytesMut, keys: &Keyring, aad: &[u8]) -> Result<Byt
     let (Some(nonce), Some((text, tag))) = (nonce, sealed.split_last_chunk_mut::<TAG>()) else {
         return Err(WireError::NotDecrypted);
     };
-    let fits = keys.iter().any(|key| key.decrypt(&nonce, aad, text, tag));
-    let plain = if fits { plain_len(text, version) } else { None };
-    let Some(plain) = plain else {
+    let fits = keys.iter().position(|key| key.decrypt(&nonce, aad, text, tag));
+    let Some((key, plain)) = fits.and_then(|key| Some((key, plain_len(text, version)?))) else {
         // Nothing of it may be used; and after a wrong padding it is plaintext.
         blob.fill(0);
         return Err(WireError::NotDecrypted);
     };
+    let opened = Opened { version: version.byte(), key, sealed: blob.len(), plain };
     blob.advance(HEADER);
     blob.truncate(plain);
-    Ok(blob)
+    Ok((blob, opened))
 }
 
 /// How much of a decrypted text is message; `None` when its padding is not in order, which only a holder of the key can

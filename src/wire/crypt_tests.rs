@@ -22,7 +22,7 @@ fn ring(keys: &[&[u8]]) -> Keyring {
 }
 
 fn open_bytes(blob: &[u8], keys: &Keyring, aad: &[u8]) -> Result<Vec<u8>, WireError> {
-    open(BytesMut::from(blob), keys, aad).map(|plain| plain.to_vec())
+    open(BytesMut::from(blob), keys, aad).map(|(plain, _)| plain.to_vec())
 }
 
 fn sealed(plain: &[u8], key: &[u8], version: EncryptionVersion, aad: &[u8]) -> Vec<u8> {

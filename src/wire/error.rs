@@ -90,6 +90,22 @@ pub enum WireError {
         /// The field, by its name on the wire.
         field: &'static str,
     },
+    /// A name with control characters. Go would take it; no member is named so, and names end up in logs and tables.
+    #[error("{field}: control characters")]
+    NotPrintable {
+        /// The field, by its name on the wire.
+        field: &'static str,
+    },
+    /// Neither empty nor as long as it must be: versions of fewer than six bytes, which confuse a cluster of Go members.
+    #[error("{field}: {len} is less than {min}")]
+    TooShort {
+        /// The field, by its name on the wire, or the thing that is too short.
+        field: &'static str,
+        /// What there is, in bytes.
+        len: u64,
+        /// What is needed.
+        min: u64,
+    },
     /// An address that has neither 0 nor 4 nor 16 bytes.
     #[error("{field}: an address of {len} bytes")]
     BadAddress {
@@ -101,6 +117,13 @@ pub enum WireError {
     /// More nested than the eight levels that are accepted.
     #[error("nested too deep")]
     TooDeep,
+    /// The first byte of a connection of dskit's TCP transport is neither a packet's (1) nor a stream's (2).
+    #[error("unknown type of connection {0}")]
+    UnknownConnection(u8),
+    /// A packet of dskit's TCP transport that its MD5 does not fit: damaged, or cut short. (dskit counts it and takes the
+    /// packet all the same, which then lacks its last bytes.)
+    #[error("the packet's digest does not fit")]
+    DigestMismatch,
     /// The bytes ask for more work or memory than one packet or stream may cost.
     #[error("more {what} than one packet or stream may cost")]
     OverBudget {
@@ -132,7 +155,11 @@ impl WireError {
             Self::OutOfRange { .. } => "out_of_range",
             Self::TooLong { .. } => "too_long",
             Self::NotUtf8 { .. } => "not_utf8",
+            Self::NotPrintable { .. } => "not_printable",
+            Self::TooShort { .. } => "too_short",
             Self::BadAddress { .. } => "bad_address",
+            Self::UnknownConnection(_) => "unknown_connection",
+            Self::DigestMismatch => "digest_mismatch",
             Self::TooDeep => "too_deep",
             Self::OverBudget { .. } => "over_budget",
         }

@@ -108,6 +108,23 @@ impl Key {
         key
     }
 
+    /// What the key is called where it must not be shown: the first four bytes of its SHA-256 in hexadecimal. Enough to
+    /// tell the keys of a keyring apart, and all nodes call a key the same.
+    #[must_use]
+    pub fn id(&self) -> String {
+        self.0.digest.iter().take(4).map(|byte| format!("{byte:02x}")).collect()
+    }
+
+    /// How long the key is, in bits: 128, 192 or 256.
+    #[must_use]
+    pub fn bits(&self) -> usize {
+        match self.0.cipher {
+            Cipher::Aes128(_) => 128,
+            Cipher::Aes192(_) => 192,
+            Cipher::Aes256(_) => 256,
+        }
+    }
+
     /// Encrypts in place and gives the tag. `None` beyond the 64 GiB that AES-GCM allows, and nothing is left there.
     pub(super) fn encrypt(&self, nonce: &[u8; NONCE], aad: &[u8], text: &mut [u8]) -> Option<[u8; TAG]> {
         let (nonce, text) = (nonce.into(), InOutBuf::from(text));
@@ -191,6 +208,16 @@ impl Keyring {
     /// All keys, the primary first: the order in which they are tried.
     pub fn iter(&self) -> impl Iterator<Item = &Key> {
         self.0.iter()
+    }
+
+    /// The key of this [`id`](Key::id).
+    ///
+    /// # Errors
+    ///
+    /// [`KeyError::Unknown`] when no key has it, or two have.
+    pub fn find(&self, id: &str) -> Result<&Key, KeyError> {
+        let mut found = self.0.iter().filter(|key| key.id() == id);
+        found.next().filter(|_| found.next().is_none()).ok_or(KeyError::Unknown)
     }
 
     /// Installs a key behind the others; it becomes the primary of an empty keyring. Does nothing when it is there.
@@ -296,6 +323,16 @@ mod tests {
         ring.remove(&a).unwrap();
         assert_eq!(ring.use_key(&a), Err(KeyError::Unknown));
         assert_eq!(order(&ring), [c, b]);
+    }
+
+    #[test]
+    fn a_key_is_found_by_an_id_that_tells_nothing_of_its_bytes() {
+        let ring = Keyring::new([key(1), Key::new(&[1; 32]).unwrap()]).unwrap();
+        // The beginning of the SHA-256 of sixteen bytes 01.
+        assert_eq!(key(1).id(), "cc8cd41c");
+        assert_eq!(ring.find(&key(1).id()), Ok(&key(1)));
+        assert_eq!(ring.find(&key(2).id()), Err(KeyError::Unknown));
+        assert_eq!(ring.iter().map(Key::bits).collect::<Vec<_>>(), [128, 256]);
     }
 
     #[test]

@@ -15,7 +15,7 @@ use super::kind;
 pub const MAX_LABEL: usize = 255;
 
 /// The label of a cluster: 0 to 255 bytes, of any value. Cheap to clone.
-#[derive(Clone, PartialEq, Eq, Hash, Default)]
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
 pub struct Label(Bytes);
 
 impl Label {
@@ -33,6 +33,11 @@ impl Label {
             return Err(WireError::TooLong { field: "label", len: label.len() as u64, max: MAX_LABEL as u64 });
         }
         Ok(Self(Bytes::copy_from_slice(label)))
+    }
+
+    /// A copy of the bytes of a header: what keeps a label must not keep the packet that it came with.
+    pub(super) fn received(label: &[u8]) -> Self {
+        Self(Bytes::copy_from_slice(label))
     }
 
     /// The bytes of the label.
@@ -95,16 +100,15 @@ impl fmt::Debug for Label {
 /// Splits the label header off the front: the label (empty when there is no header) and how many bytes it took.
 ///
 /// `None` when the header is not complete yet.
-pub(super) fn split(bytes: &[u8]) -> Result<Option<(Label, usize)>, WireError> {
+pub(super) fn split(bytes: &[u8]) -> Result<Option<(&[u8], usize)>, WireError> {
     match *bytes {
         [] | [kind::LABEL] => Ok(None),
         [kind::LABEL, 0, ..] => Err(WireError::EmptyLabel),
         [kind::LABEL, len, ref rest @ ..] => {
             let Some(label) = rest.get(..usize::from(len)) else { return Ok(None) };
-            // Copied: an error or a metric that keeps the label must not keep the whole packet.
-            Ok(Some((Label(Bytes::copy_from_slice(label)), 2 + label.len())))
+            Ok(Some((label, 2 + label.len())))
         }
-        _ => Ok(Some((Label::NONE, 0))),
+        _ => Ok(Some((&[], 0))),
     }
 }
 
@@ -119,7 +123,7 @@ mod tests {
         let mut wire = Vec::new();
         label.write(&mut wire);
         assert_eq!(wire.len(), label.header_len());
-        assert_eq!(split(&wire).unwrap(), Some((label, 257)));
+        assert_eq!(split(&wire).unwrap(), Some((label.as_bytes(), 257)));
         assert_eq!(Label::new([7; 256]).unwrap_err().reason(), "too_long");
     }
 
@@ -140,7 +144,7 @@ mod tests {
         let mut wire = Vec::new();
         Label::NONE.write(&mut wire);
         assert!(wire.is_empty());
-        assert_eq!(split(b"\x08x").unwrap(), Some((Label::NONE, 0)));
+        assert_eq!(split(b"\x08x").unwrap(), Some((&b""[..], 0)));
     }
 
     #[test]

@@ -8,6 +8,8 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 
+use super::label::Label;
+
 /// The name of a member, unique in its cluster.
 ///
 /// Cheap to clone. Go peers do not check names for UTF-8; Annulus refuses a message whose names are not UTF-8.
@@ -290,6 +292,10 @@ pub struct PushNode {
 pub struct PushPull {
     /// Whether the initiator is joining.
     pub join: bool,
+    /// In an answer: the label of the node that answers, where it is not the one that the dialer sent. An answer has no
+    /// label header, so nothing else tells the dialer that it reached another cluster, one that accepts any label. Go
+    /// skips this field, and does not write it: its silence, like that of a node with the dialer's label, is `None`.
+    pub label: Option<Label>,
     /// Every member the sender knows, itself and the dead included.
     pub nodes: Vec<PushNode>,
     /// The application's state: here the key-value store. Empty when there is none.

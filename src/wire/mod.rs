@@ -14,6 +14,8 @@
 //! * [`packet`]: packets and their layers; [`stream`]: streams, decoded as they arrive; `stream_out`: streams,
 //!   as they are sent.
 //! * [`label`], [`crypt`], [`crc`], [`compress`], [`compound`]: one layer each; [`keyring`]: the keys.
+//! * [`grafana`]: the framing of dskit's TCP transport, around packets and streams.
+//! * [`inspect`]: the same decoders, to explain bytes to people; `trail`: what decoders note for it.
 //! * `body`: the msgpack body of each message; `msgpack`: the reader and writer below it.
 //! * `budget`: what one packet or stream may cost; [`error`]: why bytes were refused.
 
@@ -22,6 +24,8 @@ pub mod compress;
 pub mod crc;
 pub mod crypt;
 pub mod error;
+pub mod grafana;
+pub mod inspect;
 pub mod keyring;
 pub mod label;
 pub mod message;
@@ -30,9 +34,11 @@ pub mod stream;
 
 mod body;
 mod budget;
+mod inspect_json;
 mod kind;
 mod msgpack;
 mod stream_out;
+mod trail;
 
 pub use body::MAX_META;
 pub use compound::{COMPOUND_HEADER, COMPOUND_MAX_PART, COMPOUND_MAX_PARTS, COMPOUND_PART};
@@ -49,6 +55,7 @@ pub use message::{
 pub use packet::{Packet, PacketOptions, decode_packet, encode_message, encode_packets, packet_overhead};
 pub use stream::{StreamDecoder, StreamSide};
 pub use stream_out::{encode_reply, encode_request};
+pub use trail::Stage;
 
 #[cfg(test)]
 mod layer_tests;

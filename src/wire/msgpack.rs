@@ -7,6 +7,8 @@
 //!
 //! There is no generic value tree: [`Reader::structure`] names each field to the caller, who takes it or skips it.
 
+use std::borrow::Cow;
+
 use rmp::Marker;
 
 use super::budget::{Budget, MAX_DEPTH};
@@ -17,6 +19,8 @@ use super::message::{NodeName, WireIp};
 const MAX_FIELDS: u64 = 16;
 /// Longest key. The longest of the protocol has twelve bytes.
 const MAX_KEY: usize = 255;
+/// Longest address that is looked at: long enough to say how long the wrong one is.
+const MAX_ADDRESS: usize = 255;
 /// Longest node name, in bytes.
 pub(super) const MAX_NAME: usize = 255;
 
@@ -106,6 +110,11 @@ impl Scanner {
         Self { at: 0, max, open, level }
     }
 
+    /// How far it has come.
+    pub(super) fn position(&self) -> usize {
+        self.at
+    }
+
     /// Looks at `bytes`, which begin with the value and continue what was passed before: the length of the value, or
     /// `None` when more bytes are needed.
     pub(super) fn scan(&mut self, bytes: &[u8], budget: &mut Budget) -> Result<Option<usize>, WireError> {
@@ -149,12 +158,21 @@ pub(super) struct Reader<'a, 'b> {
     budget: &'b mut Budget,
     /// The field that is being read, for errors.
     field: &'static str,
+    /// How many bytes there were.
+    len: usize,
+    /// Where the value that is being read begins, for errors.
+    value_at: usize,
 }
 
 impl<'a, 'b> Reader<'a, 'b> {
     /// Starts at the first byte. `what` names the message until the first field has been found.
     pub(super) fn new(bytes: &'a [u8], budget: &'b mut Budget, what: &'static str) -> Self {
-        Self { rest: bytes, budget, field: what }
+        Self { rest: bytes, budget, field: what, len: bytes.len(), value_at: 0 }
+    }
+
+    /// How many bytes have been read.
+    pub(super) fn position(&self) -> usize {
+        self.len - self.rest.len()
     }
 
     /// Reads a message: calls `visit` with the name of each field that is there, which must read one value.
@@ -162,6 +180,15 @@ impl<'a, 'b> Reader<'a, 'b> {
     /// `fields` are the names in the order in which Go declares them, for peers that send an array. Unknown keys are
     /// skipped; of a key that comes twice the last wins, because `visit` is called twice.
     pub(super) fn structure(
+        &mut self,
+        fields: &[&'static str],
+        visit: impl FnMut(&mut Self, &'static str) -> Result<(), WireError>,
+    ) -> Result<(), WireError> {
+        let read = self.fields(fields, visit);
+        read.map_err(|error| self.budget.stopped(self.value_at, error))
+    }
+
+    fn fields(
         &mut self,
         fields: &[&'static str],
         mut visit: impl FnMut(&mut Self, &'static str) -> Result<(), WireError>,
@@ -198,6 +225,7 @@ impl<'a, 'b> Reader<'a, 'b> {
 
     /// Reads past one value inside a message.
     pub(super) fn skip(&mut self) -> Result<(), WireError> {
+        self.value_at = self.position();
         let len = Scanner::new(usize::MAX, 1).scan(self.rest, self.budget)?.ok_or(WireError::Truncated)?;
         self.take(len)?;
         Ok(())
@@ -254,13 +282,20 @@ impl<'a, 'b> Reader<'a, 'b> {
 
     /// A copy of a byte string of at most `max` bytes, in any of its forms.
     pub(super) fn bytes(&mut self, max: usize) -> Result<Vec<u8>, WireError> {
-        match self.head()? {
-            Head::Nil => Ok(Vec::new()),
-            Head::Text(len) | Head::Binary(len) => {
-                let bytes = self.take_at_most(len, max)?;
-                self.budget.bytes(len)?;
+        match self.byte_string(max)? {
+            Cow::Borrowed(bytes) => {
+                self.budget.bytes(bytes.len())?;
                 Ok(bytes.to_vec())
             }
+            Cow::Owned(bytes) => Ok(bytes),
+        }
+    }
+
+    /// A byte string of at most `max` bytes, where it stands if it stands in one piece.
+    pub(super) fn byte_string(&mut self, max: usize) -> Result<Cow<'a, [u8]>, WireError> {
+        match self.head()? {
+            Head::Nil => Ok(Cow::Borrowed(&[])),
+            Head::Text(len) | Head::Binary(len) => Ok(Cow::Borrowed(self.take_at_most(len, max)?)),
             Head::Array(count) => {
                 if count > max as u64 {
                     return Err(WireError::TooLong { field: self.field, len: count, max: max as u64 });
@@ -271,7 +306,7 @@ impl<'a, 'b> Reader<'a, 'b> {
                     self.budget.bytes(1)?;
                     bytes.push(self.uint(u8::MAX.into())? as u8);
                 }
-                Ok(bytes)
+                Ok(Cow::Owned(bytes))
             }
             _ => Err(self.wrong_type()),
         }
@@ -282,9 +317,13 @@ impl<'a, 'b> Reader<'a, 'b> {
         self.text(usize::MAX)
     }
 
-    /// A node name.
+    /// A node name. It is printed and compared wherever there are members, so it has no control characters.
     pub(super) fn name(&mut self) -> Result<NodeName, WireError> {
-        Ok(NodeName::from(self.string(MAX_NAME)?))
+        let name = self.string(MAX_NAME)?;
+        if name.chars().any(char::is_control) {
+            return Err(WireError::NotPrintable { field: self.field });
+        }
+        Ok(NodeName::from(name))
     }
 
     /// UTF-8 text of at most `max` bytes.
@@ -296,8 +335,7 @@ impl<'a, 'b> Reader<'a, 'b> {
 
     /// An IP address of 0, 4 or 16 bytes, kept as it is.
     pub(super) fn address(&mut self) -> Result<WireIp, WireError> {
-        // Long enough to say how long the wrong one is.
-        let bytes = self.bytes(255)?;
+        let bytes = self.byte_string(MAX_ADDRESS)?;
         WireIp::from_slice(&bytes).ok_or(WireError::BadAddress { field: self.field, len: bytes.len() })
     }
 
@@ -310,6 +348,7 @@ impl<'a, 'b> Reader<'a, 'b> {
     }
 
     fn head(&mut self) -> Result<Head, WireError> {
+        self.value_at = self.position();
         let (head, taken) = head(self.rest)?.ok_or(WireError::Truncated)?;
         self.budget.item()?;
         self.take(taken)?;

@@ -3,6 +3,8 @@
 //! The layers, outermost first, are label, encryption, checksum, compression, compound, message. A decoder accepts each
 //! at most once and only in this order, which is the order in which every Go sender writes them.
 
+use std::ops::Range;
+
 use bytes::{Bytes, BytesMut};
 use rand::CryptoRng;
 
@@ -18,6 +20,7 @@ use super::kind;
 use super::label::{self, Label};
 use super::message::Message;
 use super::msgpack::Writer;
+use super::trail::{Stage, Trail};
 
 /// How packets and streams are wrapped: label, encryption, compression.
 ///
@@ -70,7 +73,12 @@ impl PacketOptions {
     /// Whether a packet or an accepted stream with this label is for us.
     #[must_use]
     pub fn accepts(&self, label: &Label) -> bool {
-        !self.verify_label || *label == self.label || self.accepted_labels.contains(label)
+        self.accepts_bytes(label.as_bytes())
+    }
+
+    fn accepts_bytes(&self, label: &[u8]) -> bool {
+        let ours = |own: &Label| own.as_bytes() == label;
+        !self.verify_label || ours(&self.label) || self.accepted_labels.iter().any(ours)
     }
 
     /// The key that outgoing messages are encrypted with, if they are.
@@ -83,12 +91,17 @@ impl PacketOptions {
         self.verify_incoming && !self.keyring.is_empty()
     }
 
+    /// A label that arrived. Our own, which is the usual one, costs no copy.
+    pub(super) fn label_of(&self, label: &[u8]) -> Label {
+        if label == self.label.as_bytes() { self.label.clone() } else { Label::received(label) }
+    }
+
     /// Splits off the label header and checks it: the label and how many bytes it took, or `None` when it is not
     /// complete.
-    pub(super) fn check_label(&self, bytes: &[u8]) -> Result<Option<(Label, usize)>, WireError> {
+    pub(super) fn check_label<'a>(&self, bytes: &'a [u8]) -> Result<Option<(&'a [u8], usize)>, WireError> {
         let Some((label, len)) = label::split(bytes)? else { return Ok(None) };
-        if !self.accepts(&label) {
-            return Err(WireError::WrongLabel { got: label });
+        if !self.accepts_bytes(label) {
+            return Err(WireError::WrongLabel { got: Label::received(label) });
         }
         Ok(Some((label, len)))
     }
@@ -97,6 +110,8 @@ impl PacketOptions {
 /// What a packet said.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Packet {
+    /// The label that it carried.
+    pub label: Label,
     /// The messages, in the order in which they were sent.
     pub messages: Vec<Message>,
     /// Why parts of a compound were refused: they do not spoil the others.
@@ -119,67 +134,124 @@ pub struct Packet {
 /// Any [`WireError`] of a layer, or of the message when the packet is not a compound: the packet should be dropped and
 /// counted by [`WireError::reason`].
 pub fn decode_packet(bytes: &Bytes, options: &PacketOptions) -> Result<Packet, WireError> {
+    let (mut budget, mut trail) = (Budget::packet(), Trail::default());
+    let Unsealed { label, bytes, doubtful } = unseal(bytes, options, &mut trail)?;
+    match decode_plain(bytes, &mut budget, &mut trail) {
+        Ok(packet) => Ok(Packet { label, ..packet }),
+        Err(_) if doubtful => Err(WireError::NotDecrypted),
+        Err(error) => Err(error),
+    }
+}
+
+/// What lies inside label and encryption.
+pub(super) struct Unsealed {
+    pub(super) label: Label,
+    pub(super) bytes: Bytes,
+    /// It looked encrypted and no key opened it, and a node that does not verify reads it as plaintext all the same.
+    pub(super) doubtful: bool,
+}
+
+/// Takes off label and encryption.
+pub(super) fn unseal(bytes: &Bytes, options: &PacketOptions, trail: &mut Trail) -> Result<Unsealed, WireError> {
     if bytes.is_empty() {
         return Err(WireError::Empty);
     }
-    let (label, header) = options.check_label(bytes)?.ok_or(WireError::Truncated)?;
-    let bytes = bytes.slice(header..);
+    let checked = options.check_label(bytes).and_then(|label| label.ok_or(WireError::Truncated));
+    let (label, header) = checked.map_err(|error| {
+        let offset = match error {
+            WireError::Truncated => bytes.len(),
+            WireError::EmptyLabel => 1,
+            _ => 0,
+        };
+        trail.stop(offset, error)
+    })?;
+    let sealed = bytes.slice(header..);
     if options.keyring.is_empty() {
-        return decode_plain(bytes);
+        return Ok(Unsealed { label: options.label_of(label), bytes: sealed, doubtful: false });
     }
+    trail.enter(Stage::Encryption);
     // The label that came with it, which may be another than ours while a cluster changes its label.
-    match crypt::open(BytesMut::from(&bytes[..]), &options.keyring, label.as_bytes()) {
-        Ok(plain) => decode_plain(plain.freeze()),
+    match crypt::open(BytesMut::from(&sealed[..]), &options.keyring, label) {
+        Ok((plain, opened)) => {
+            trail.opened = Some(opened);
+            Ok(Unsealed { label: options.label_of(label), bytes: plain.freeze(), doubtful: false })
+        }
         Err(error) if options.verify_incoming => Err(error),
-        Err(WireError::NotDecrypted) => decode_plain(bytes).map_err(|_| WireError::NotDecrypted),
-        Err(_) => decode_plain(bytes),
+        Err(error) => {
+            let doubtful = error == WireError::NotDecrypted;
+            Ok(Unsealed { label: options.label_of(label), bytes: sealed, doubtful })
+        }
     }
+}
+
+/// Takes off checksum and compression: what is left is a compound or a message.
+pub(super) fn unpack(bytes: Bytes, budget: &mut Budget, trail: &mut Trail) -> Result<Bytes, WireError> {
+    let bytes = crc::strip(bytes, trail)?;
+    trail.enter(Stage::Message);
+    let (kind, body) = bytes.split_first().ok_or(WireError::Empty)?;
+    if *kind != kind::COMPRESS {
+        return Ok(bytes);
+    }
+    trail.enter(Stage::Compression);
+    let unpacked = compress::decode(body, compress::MAX_PACKET, budget);
+    let (plain, unpacked) = unpacked.map_err(|error| trail.stop(1 + budget.stopped_at, error))?;
+    trail.unpacked = Some(unpacked);
+    trail.enter(Stage::Message);
+    Ok(plain)
 }
 
 /// Reads what lies inside label and encryption.
-fn decode_plain(bytes: Bytes) -> Result<Packet, WireError> {
-    let mut budget = Budget::packet();
-    let mut bytes = crc::strip(bytes)?;
-    if bytes.first() == Some(&kind::COMPRESS) {
-        bytes = compress::decode(&bytes[1..], compress::MAX_PACKET, &mut budget)?;
+fn decode_plain(bytes: Bytes, budget: &mut Budget, trail: &mut Trail) -> Result<Packet, WireError> {
+    let bytes = unpack(bytes, budget, trail)?;
+    if bytes.first() == Some(&kind::COMPOUND) {
+        return decode_compound(&bytes, budget);
     }
-    match *bytes.first().ok_or(WireError::Empty)? {
-        kind::COMPOUND => decode_compound(bytes.slice(1..), &mut budget),
-        _ => Ok(Packet { messages: vec![decode_message(&bytes, &mut budget)?], refused: Vec::new() }),
-    }
+    let message = decode_message(&bytes, 0..bytes.len(), budget)?;
+    Ok(Packet { messages: vec![message], ..Packet::default() })
 }
 
-fn decode_compound(bytes: Bytes, budget: &mut Budget) -> Result<Packet, WireError> {
-    let (parts, lost) = compound::split(bytes)?;
-    let mut packet = Packet { messages: Vec::with_capacity(parts.len()), refused: Vec::new() };
-    for part in parts {
-        match budget.item().and_then(|()| decode_message(&part, budget)) {
+fn decode_compound(bytes: &Bytes, budget: &mut Budget) -> Result<Packet, WireError> {
+    let mut parts = compound::split(bytes)?;
+    let mut packet = Packet { messages: Vec::with_capacity(parts.at_most()), ..Packet::default() };
+    for part in &mut parts {
+        match decode_part(bytes, part, budget) {
             Ok(message) => packet.messages.push(message),
             Err(error) => packet.refused.push(error),
         }
     }
-    if lost > 0 {
+    if let lost @ 1.. = parts.left() {
         packet.refused.push(WireError::CompoundTruncated { lost });
     }
     Ok(packet)
 }
 
-fn decode_message(bytes: &Bytes, budget: &mut Budget) -> Result<Message, WireError> {
-    let (&kind, body) = bytes.split_first().ok_or(WireError::Empty)?;
-    Ok(match kind {
-        kind::PING => Message::Ping(body::read_ping(body, budget)?),
-        kind::INDIRECT_PING => Message::IndirectPing(body::read_indirect_ping(body, budget)?),
-        kind::ACK => Message::Ack(body::read_ack(body, budget)?),
-        kind::SUSPECT => Message::Suspect(body::read_suspect(body, budget)?),
-        kind::ALIVE => Message::Alive(body::read_alive(body, budget)?),
-        kind::DEAD => Message::Dead(body::read_dead(body, budget)?),
-        kind::USER => Message::User(bytes.slice(1..)),
-        kind::NACK => Message::Nack(body::read_nack(body, budget)?),
+/// Reads a part of a compound.
+pub(super) fn decode_part(bytes: &Bytes, part: Range<usize>, budget: &mut Budget) -> Result<Message, WireError> {
+    budget.stopped_at = 0;
+    budget.item()?;
+    decode_message(bytes, part, budget)
+}
+
+/// Reads the message that stands in this range of the bytes. The budget notes where it stops.
+pub(super) fn decode_message(bytes: &Bytes, range: Range<usize>, budget: &mut Budget) -> Result<Message, WireError> {
+    let message = bytes.get(range.clone()).and_then(<[u8]>::split_first);
+    let (&kind, body) = message.ok_or(WireError::Empty)?;
+    let read = match kind {
+        kind::PING => body::read_ping(body, budget).map(Message::Ping),
+        kind::INDIRECT_PING => body::read_indirect_ping(body, budget).map(Message::IndirectPing),
+        kind::ACK => body::read_ack(body, budget).map(Message::Ack),
+        kind::SUSPECT => body::read_suspect(body, budget).map(Message::Suspect),
+        kind::ALIVE => body::read_alive(body, budget).map(Message::Alive),
+        kind::DEAD => body::read_dead(body, budget).map(Message::Dead),
+        kind::USER => return Ok(Message::User(bytes.slice(range.start + 1..range.end))),
+        kind::NACK => body::read_nack(body, budget).map(Message::Nack),
         kind::PUSH_PULL | kind::COMPOUND | kind::COMPRESS | kind::ENCRYPT | kind::CRC | kind::ERROR | kind::LABEL => {
             return Err(WireError::Misplaced(kind));
         }
         _ => return Err(WireError::UnknownType(kind)),
-    })
+    };
+    // The type byte stands before the body.
+    read.inspect_err(|_| budget.stopped_at += 1)
 }
 
 /// Writes a message: its type byte and its body, as the current Go memberlist writes it.

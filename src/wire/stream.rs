@@ -21,6 +21,7 @@ use super::message::{PushPull, StreamMessage};
 use super::msgpack::Scanner;
 use super::packet::PacketOptions;
 use super::stream_out::frame_aad;
+use super::trail::{Stage, Trail};
 
 /// Most members in one push/pull. (memberlist: a million; its largest known cluster has some ten thousand.)
 pub const MAX_PUSH_NODES: usize = 65_536;
@@ -111,7 +112,12 @@ pub struct StreamDecoder {
     decompressed: usize,
     push_pull: PushPull,
     refused: Vec<WireError>,
+    /// Where in the message the first refused member is wrong.
+    refused_at: usize,
     failed: Option<WireError>,
+    trail: Trail,
+    /// How many bytes of the layer that is being read have been taken from the buffer.
+    taken: usize,
 }
 
 impl StreamDecoder {
@@ -133,7 +139,10 @@ impl StreamDecoder {
             decompressed: 0,
             push_pull: PushPull::default(),
             refused: Vec::new(),
+            refused_at: 0,
             failed: None,
+            trail: Trail::default(),
+            taken: 0,
         }
     }
 
@@ -179,6 +188,7 @@ impl StreamDecoder {
             }
             // All of it is there, and it is not enough.
             Ok(None) if self.depth > Depth::Arriving && self.phase != Phase::Done => {
+                self.trail.offset = self.taken + self.buffer.len();
                 Err(self.fail(WireError::Truncated))
             }
             Ok(None) => Ok(None),
@@ -220,6 +230,17 @@ impl StreamDecoder {
         }
     }
 
+    /// Which layers there were, and where the decoder stopped.
+    pub(super) fn trail(&self) -> Trail {
+        let offset = if self.failed.is_some() { self.trail.offset } else { self.taken + self.buffer.len() };
+        Trail { offset, ..self.trail }
+    }
+
+    /// Where in the message the first of the [`refused`](Self::refused) members is wrong.
+    pub(super) fn refused_at(&self) -> usize {
+        self.refused_at
+    }
+
     fn fail(&mut self, error: WireError) -> WireError {
         self.buffer = BytesMut::new();
         self.push_pull = PushPull::default();
@@ -232,17 +253,25 @@ impl StreamDecoder {
             self.phase = match self.phase {
                 Phase::Label => {
                     let Some((label, len)) = self.options.check_label(&self.buffer)? else { return Ok(None) };
-                    self.label = label;
+                    self.label = self.options.label_of(label);
                     self.buffer.advance(len);
                     Phase::Kind
                 }
                 Phase::Kind => {
                     let Some(&kind) = self.buffer.first() else { return Ok(None) };
+                    self.trail.enter(match kind {
+                        kind::ENCRYPT => Stage::Encryption,
+                        kind::COMPRESS => Stage::Compression,
+                        _ => Stage::Message,
+                    });
+                    self.taken = 1;
                     self.buffer.advance(1);
                     self.after_kind(kind)?
                 }
                 Phase::FrameLength => {
                     let Ok(len) = self.buffer.try_get_u32() else { return Ok(None) };
+                    self.trail.offset = self.taken;
+                    self.taken += 4;
                     if len as usize > MAX_ENCRYPTED {
                         let max = MAX_ENCRYPTED as u64;
                         return Err(WireError::TooLong { field: "encrypted", len: len.into(), max });
@@ -253,28 +282,34 @@ impl StreamDecoder {
                     if self.buffer.len() < len as usize {
                         return Ok(None);
                     }
+                    self.trail.offset = self.taken;
                     let blob = self.buffer.split_to(len as usize);
                     let aad = frame_aad(len, &self.label);
-                    self.buffer = crypt::open(blob, &self.options.keyring, &aad).map_err(|error| match error {
-                        // It says that it is encrypted.
-                        WireError::NotEncrypted | WireError::Empty => WireError::NotDecrypted,
-                        other => other,
-                    })?;
+                    let (plain, opened) =
+                        crypt::open(blob, &self.options.keyring, &aad).map_err(|error| match error {
+                            // It says that it is encrypted.
+                            WireError::NotEncrypted | WireError::Empty => WireError::NotDecrypted,
+                            other => other,
+                        })?;
+                    self.trail.opened = Some(opened);
+                    (self.buffer, self.taken) = (plain, 0);
                     self.depth = Depth::Decrypted;
                     Phase::Kind
                 }
                 Phase::Object(kind::COMPRESS) => {
                     let Some(object) = self.object()? else { return Ok(None) };
-                    let plain = compress::decode(&object, compress::MAX_STREAM, &mut self.budget)?;
+                    let plain = compress::decode(&object, compress::MAX_STREAM, &mut self.budget);
+                    let (plain, unpacked) = plain.map_err(|error| self.stopped(&object, error))?;
                     drop(object);
+                    self.trail.unpacked = Some(unpacked);
                     self.decompressed = plain.len();
-                    self.buffer = plain.into();
+                    (self.buffer, self.taken) = (plain.into(), 0);
                     self.depth = Depth::Decompressed;
                     Phase::Kind
                 }
                 Phase::Object(kind) => {
                     let Some(object) = self.object()? else { return Ok(None) };
-                    match self.header(kind, &object)? {
+                    match self.header(kind, &object).map_err(|error| self.stopped(&object, error))? {
                         Step::Message(message) => return Ok(Some(message)),
                         Step::Wait(next) => next,
                     }
@@ -284,8 +319,14 @@ impl StreamDecoder {
                     let Some(object) = self.object()? else { return Ok(None) };
                     match body::read_push_node(&object, &mut self.budget) {
                         Ok(node) => self.push_pull.nodes.push(node),
-                        Err(error @ WireError::OverBudget { .. }) => return Err(error),
-                        Err(error) => self.refused.push(error),
+                        Err(error @ WireError::OverBudget { .. }) => return Err(self.stopped(&object, error)),
+                        Err(error) => {
+                            let error = self.stopped(&object, error);
+                            if self.refused.is_empty() {
+                                self.refused_at = self.trail.offset;
+                            }
+                            self.refused.push(error);
+                        }
                     }
                     Phase::Nodes { left: left - 1, user_state_len }
                 }
@@ -306,7 +347,10 @@ impl StreamDecoder {
         match kind {
             kind::ENCRYPT if plain && self.options.keyring.is_empty() => return Err(WireError::NoKey),
             kind::ENCRYPT if plain => return Ok(Phase::FrameLength),
-            _ if plain && self.options.requires_encryption() => return Err(WireError::NotEncrypted),
+            _ if plain && self.options.requires_encryption() => {
+                self.trail.enter(Stage::Encryption);
+                return Err(WireError::NotEncrypted);
+            }
             kind::COMPRESS if self.depth < Depth::Decompressed => {
                 // As long as what may arrive; it grows only while it does.
                 self.scanner = Scanner::new(MAX_STREAM, 0);
@@ -340,7 +384,7 @@ impl StreamDecoder {
             }
             kind::PUSH_PULL => {
                 let header = body::read_push_pull_header(object, budget, MAX_PUSH_NODES, MAX_USER_STATE)?;
-                self.push_pull.join = header.join;
+                (self.push_pull.join, self.push_pull.label) = (header.join, header.label);
                 return Ok(Step::Wait(Phase::Nodes { left: header.nodes, user_state_len: header.user_state_len }));
             }
             _ => return Err(WireError::UnknownType(kind)),
@@ -349,14 +393,25 @@ impl StreamDecoder {
 
     /// Takes the next msgpack object, once it is complete.
     fn object(&mut self) -> Result<Option<Bytes>, WireError> {
-        let Some(len) = self.scanner.scan(&self.buffer, &mut self.budget)? else { return Ok(None) };
+        let scanned = self.scanner.scan(&self.buffer, &mut self.budget);
+        let scanned = scanned.map_err(|error| self.trail.stop(self.taken + self.scanner.position(), error))?;
+        let Some(len) = scanned else { return Ok(None) };
         self.scanner = Scanner::new(MAX_OBJECT, 0);
         Ok(self.take(len))
     }
 
     /// Takes so many bytes, once they are there.
     fn take(&mut self, len: usize) -> Option<Bytes> {
-        (len <= self.buffer.len()).then(|| self.buffer.split_to(len).freeze())
+        if len > self.buffer.len() {
+            return None;
+        }
+        self.taken += len;
+        Some(self.buffer.split_to(len).freeze())
+    }
+
+    /// Notes where in an object that was taken just now something is wrong.
+    fn stopped(&mut self, object: &[u8], error: WireError) -> WireError {
+        self.trail.stop(self.taken - object.len() + self.budget.stopped_at, error)
     }
 }
 

@@ -90,10 +90,11 @@ fn write(out: &mut Vec<u8>, message: &StreamMessage) {
             *out = writer.into_bytes();
         }
         StreamMessage::PushPull(push_pull) => {
-            let PushPull { join, nodes, user_state } = push_pull;
+            let PushPull { join, label, nodes, user_state } = push_pull;
             let mut writer = Writer::after(std::mem::take(out), kind::PUSH_PULL);
-            let header = PushPullHeader { join: *join, nodes: nodes.len(), user_state_len: user_state.len() };
-            body::write_push_pull_header(&mut writer, header);
+            let (join, label) = (*join, label.clone());
+            let header = PushPullHeader { join, label, nodes: nodes.len(), user_state_len: user_state.len() };
+            body::write_push_pull_header(&mut writer, &header);
             for node in nodes {
                 body::write_push_node(&mut writer, node);
             }

@@ -29,7 +29,7 @@ fn node(name: &str) -> PushNode {
 }
 
 fn join() -> StreamMessage {
-    StreamMessage::PushPull(PushPull { join: true, nodes: vec![node("n1")], user_state: Bytes::new() })
+    StreamMessage::PushPull(PushPull { join: true, label: None, nodes: vec![node("n1")], user_state: Bytes::new() })
 }
 
 /// As a node without a key encodes.
@@ -75,6 +75,7 @@ fn a_push_pull_is_read_and_written_as_go_writes_it() {
 fn pieces_of_any_size_give_the_same_message() {
     let push_pull = PushPull {
         join: false,
+        label: None,
         nodes: (0..300).map(|i| PushNode { meta: vec![7; i].into(), ..node(&format!("node-{i}")) }).collect(),
         user_state: vec![9; 70_000].into(),
     };
@@ -154,7 +155,7 @@ fn headers_are_written_as_current_go_and_read_as_old_go_wrote_them() {
     assert_eq!(decode(&old), Ok(StreamMessage::User(vec![3; 128].into())));
 
     let nodes = (0..200).map(|_| node("n")).collect();
-    let push_pull = PushPull { join: false, nodes, user_state: vec![0; 70_000].into() };
+    let push_pull = PushPull { join: false, label: None, nodes, user_state: vec![0; 70_000].into() };
     let new = encode_stream(&StreamMessage::PushPull(push_pull.clone()), None);
     let head = unhex("0683a44a6f696ec2a54e6f646573d100c8ac5573657253746174654c656ed200011170");
     assert_eq!(new[..head.len()], head);
@@ -188,7 +189,8 @@ fn a_header_that_claims_too_much_is_refused_at_once() {
 #[test]
 fn the_largest_cluster_is_within_the_budget() {
     let nodes = (0..MAX_PUSH_NODES).map(|i| node(&i.to_string())).collect();
-    let message = StreamMessage::PushPull(PushPull { join: true, nodes, user_state: Bytes::from_static(b"state") });
+    let message =
+        StreamMessage::PushPull(PushPull { join: true, label: None, nodes, user_state: Bytes::from_static(b"state") });
     let heard = decode_by(&encode_stream(&message, None), 1 << 20, &PacketOptions::default(), StreamSide::Dialed);
     assert!(heard == Ok(message), "{:?}", heard.err());
 }
@@ -207,7 +209,7 @@ fn the_order_of_fields_in_arrays_is_that_of_go() {
         state: Some(MemberState::Suspect),
         vsn: Some(VSN),
     };
-    let expected = PushPull { join: true, nodes: vec![node], user_state: Bytes::from_static(b"us") };
+    let expected = PushPull { join: true, label: None, nodes: vec![node], user_state: Bytes::from_static(b"us") };
     assert_eq!(decode(&bytes), Ok(StreamMessage::PushPull(expected)));
     assert_eq!(decode(&unhex("08 91 02 7573")), Ok(StreamMessage::User(Bytes::from_static(b"us"))));
     assert_eq!(decode(&unhex("0d 91 a162")), Ok(StreamMessage::Error("b".to_owned())));

@@ -280,7 +280,8 @@ fn versions_are_six_bytes_or_none() {
     assert_eq!(vsn("a701050200000009"), Some(VSN));
     assert_eq!(vsn("c406010502000000"), Some(VSN));
     assert_eq!(vsn("96010502000000"), Some(VSN));
-    assert_eq!(vsn("a50105020000"), None);
+    assert_eq!(decode(&unhex("0481a356736ea50105020000")), Err("too_short"));
+    assert_eq!(vsn("a0"), None);
     assert_eq!(vsn("c0"), None);
 }
 
@@ -427,8 +428,18 @@ fn stream_message() -> impl Strategy<Value = StreamMessage> {
         ack().prop_map(StreamMessage::Ack),
         bytes(2_000).prop_map(StreamMessage::User),
         "\\PC{0,100}".prop_map(StreamMessage::Error),
-        (any::<bool>(), vec(push_node(), 0..20), bytes(2_000))
-            .prop_map(|(join, nodes, user_state)| StreamMessage::PushPull(PushPull { join, nodes, user_state })),
+        (
+            any::<bool>(),
+            proptest::option::of(options().prop_map(|options| options.label)),
+            vec(push_node(), 0..20),
+            bytes(2_000)
+        )
+            .prop_map(|(join, label, nodes, user_state)| StreamMessage::PushPull(PushPull {
+                join,
+                label,
+                nodes,
+                user_state
+            })),
     ]
 }
 

@@ -67,8 +67,10 @@ impl Workload {
         workload
     }
 
-    /// The same on one more node, whose ring is complete. Every instance in its ring must stay in it.
+    /// The same on one more node, whose ring is complete, or on a retired one that is back. Every instance in its ring
+    /// must stay in it.
     pub fn add(&mut self, node: &Node) {
+        self.shared.retired.lock().unwrap().remove(node.id());
         let mut spawn = |task| self.tasks.push((node.id().to_owned(), task));
         spawn(tokio::spawn(look_up(node.clone(), self.shared.clone())));
         if let Some(pause) = self.pause {

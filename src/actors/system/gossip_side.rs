@@ -12,6 +12,7 @@ use super::{Extras, Spawner, StartError};
 use crate::actors::events::EventHub;
 use crate::actors::gossip::{Gossip, GossipClient, GossipParts};
 use crate::actors::joining::{JoinPolicy, Joined};
+use crate::actors::keys::Wrapping;
 use crate::actors::membership::{Members, Membership, MembershipParts};
 use crate::actors::transport::{TransportActor, TransportParts};
 use crate::actors::watch_hub::WatchHub;
@@ -99,16 +100,18 @@ pub(super) fn start_gossip(
         membership: OnceLock::new(),
         contents: Contents::default(),
     });
+    let wrapping = Wrapping::new(swim.packet.clone());
     let transport_parts = Arc::new(TransportParts {
         transport,
         queue: queue.clone(),
-        packet: swim.packet.clone(),
+        wrapping: wrapping.clone(),
         stream_timeout: swim.stream_timeout,
         membership: OnceLock::new(),
         budget: ByteBudget::default(),
     });
     let membership_parts = Arc::new(MembershipParts {
         config: swim,
+        wrapping,
         local: LocalNode { name: NodeName::from(config.node.id.as_str()), addr: advertised, meta },
         queue,
         members: members.clone(),

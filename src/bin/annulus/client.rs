@@ -18,16 +18,17 @@ const MAX_LINE: usize = 128 << 20;
 /// Which node is asked.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Target {
-    /// The node to ask.
+    /// The node to ask. `keys` asks several: name each, or separate them by commas.
     #[arg(
         long,
         global = true,
         env = "ANNULUS_NODE",
         hide_env_values = true,
         value_name = "URL",
+        value_delimiter = ',',
         default_value = "http://127.0.0.1:8080"
     )]
-    node: String,
+    node: Vec<String>,
 
     /// File with the admin token, which a node that has one wants for every change.
     #[arg(long, global = true, env = "ANNULUS_TOKEN_FILE", hide_env_values = true, value_name = "FILE")]
@@ -42,11 +43,24 @@ pub(crate) struct Client {
 }
 
 impl Target {
+    /// For a command that asks one node.
     pub(crate) fn client(&self) -> anyhow::Result<Client> {
-        let url = self.node.trim_end_matches('/');
+        match self.node.as_slice() {
+            [node] => self.client_of(node),
+            _ => bail!("this command asks one node: give --node once"),
+        }
+    }
+
+    /// For a command that asks all the nodes that were named.
+    pub(crate) fn clients(&self) -> anyhow::Result<Vec<Client>> {
+        self.node.iter().map(|node| self.client_of(node)).collect()
+    }
+
+    fn client_of(&self, node: &str) -> anyhow::Result<Client> {
+        let url = node.trim_end_matches('/');
         let url = if url.contains("://") { url.to_owned() } else { format!("http://{url}") };
         if !url.starts_with("http://") {
-            bail!("--node {}: only http:// is spoken here; a node has no TLS of its own", escape(&self.node));
+            bail!("--node {}: only http:// is spoken here; a node has no TLS of its own", escape(node));
         }
         let token = match &self.token_file {
             None => None,
@@ -63,6 +77,11 @@ impl Target {
 }
 
 impl Client {
+    /// Where this node is.
+    pub(crate) fn url(&self) -> &str {
+        &self.url
+    }
+
     pub(crate) async fn get(&self, path: &str) -> anyhow::Result<Value> {
         self.ask(Method::GET, path, None).await
     }

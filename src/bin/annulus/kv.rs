@@ -5,10 +5,10 @@ use std::io::Read;
 use anyhow::Context;
 use clap::Subcommand;
 use reqwest::Method;
-use serde_json::{Value, json};
+use serde_json::Value;
 
 use crate::client::{Target, encode, segment};
-use crate::output::{Output, cell, escape, items, say};
+use crate::output::{Output, cell, escape, items, pretty, say, shown};
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum Kv {
@@ -101,41 +101,4 @@ fn json_argument(value: String) -> anyhow::Result<String> {
     };
     let parsed: Value = serde_json::from_str(&text).context("VALUE is not JSON")?;
     Ok(parsed.to_string())
-}
-
-/// JSON escapes control characters below 0x20 only.
-fn shown(value: &Value) -> String {
-    unescaped_controls(&value.to_string())
-}
-
-fn pretty(value: &Value) -> String {
-    unescaped_controls(&serde_json::to_string_pretty(value).unwrap_or_else(|_| json!(null).to_string()))
-}
-
-/// Escapes what JSON leaves as it is and a terminal would obey.
-fn unescaped_controls(json: &str) -> String {
-    let mut out = String::with_capacity(json.len());
-    for symbol in json.chars() {
-        match symbol {
-            '\n' | '"' | '\'' | '\\' => out.push(symbol),
-            _ if u32::from(symbol) < 0x10000 && symbol.escape_debug().len() > 1 => {
-                out.push_str(&format!("\\u{:04x}", u32::from(symbol)));
-            }
-            _ => out.push(symbol),
-        }
-    }
-    out
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn what_is_printed_is_json_that_cannot_steer_the_terminal() {
-        let value = json!({ "a": "\u{9b}31m\u{202e}\u{1b}", "ü": "\"\\" });
-        let text = pretty(&value);
-        assert!(!text.chars().any(|symbol| symbol != '\n' && (symbol.is_control() || symbol == '\u{202e}')), "{text}");
-        assert_eq!(serde_json::from_str::<Value>(&text).ok(), Some(value));
-    }
 }

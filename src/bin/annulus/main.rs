@@ -3,7 +3,9 @@
 //! | file | what |
 //! |---|---|
 //! | `agent.rs` | `annulus agent`: runs a node until it is told to end |
-//! | `members.rs`, `ring.rs`, `kv.rs`, `migrate.rs` | ask a running node over HTTP |
+//! | `members.rs`, `ring.rs`, `kv.rs`, `migrate.rs`, `label.rs` | ask a running node over HTTP |
+//! | `keys.rs` | makes gossip keys, and changes those of running nodes |
+//! | `decode.rs` | explains bytes of the wire, without a node |
 //! | `config.rs` | checks and shows configuration files, without a node |
 //! | `client.rs` | the HTTP client of those that ask |
 //! | `output.rs` | tables and JSON; names from the network are escaped |
@@ -13,7 +15,10 @@
 mod agent;
 mod client;
 mod config;
+mod decode;
+mod keys;
 mod kv;
+mod label;
 mod members;
 mod migrate;
 mod output;
@@ -55,9 +60,19 @@ enum Command {
     /// Show the move from one store to the other.
     #[command(subcommand)]
     Migrate(migrate::Migrate),
+    /// Show who sends which label, and whether the next step of a change of label is safe.
+    #[command(subcommand)]
+    Label(label::LabelCommand),
+    /// Make a gossip key and print it in base64.
+    Keygen(keys::Keygen),
+    /// Show and change the gossip keys of running nodes. Name every node with --node.
+    #[command(subcommand)]
+    Keys(keys::Keys),
     /// Check and show configuration files, without a node.
     #[command(subcommand)]
     Config(config::Config),
+    /// Explain bytes that were seen on the network, layer by layer, and where and why they are refused.
+    Decode(decode::Decode),
 }
 
 fn main() -> ExitCode {
@@ -87,16 +102,23 @@ fn run(cli: Cli) -> anyhow::Result<ExitCode> {
     match command {
         Command::Agent(agent) => agent.run(),
         Command::Config(command) => command.run(output),
+        Command::Decode(decode) => decode.run(output),
         Command::Members => ask(members::run(&target, output)),
         Command::Ring(ring) => ask(ring.run(&target, output)),
         Command::Kv(command) => ask(command.run(&target, output)),
         Command::Migrate(command) => ask(command.run(&target, output)),
+        Command::Label(command) => ask_with_verdict(command.run(&target, output)),
+        Command::Keygen(command) => command.run(output),
+        Command::Keys(command) => ask(command.run(&target, output)),
     }
 }
 
 /// Runs a command that asks a node; one thread is enough for that.
 fn ask(command: impl Future<Output = anyhow::Result<()>>) -> anyhow::Result<ExitCode> {
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    runtime.block_on(command)?;
-    Ok(ExitCode::SUCCESS)
+    ask_with_verdict(async { command.await.map(|()| ExitCode::SUCCESS) })
+}
+
+/// As [`ask`], for a command whose answer may be a no.
+fn ask_with_verdict(command: impl Future<Output = anyhow::Result<ExitCode>>) -> anyhow::Result<ExitCode> {
+    tokio::runtime::Builder::new_current_thread().enable_all().build()?.block_on(command)
 }

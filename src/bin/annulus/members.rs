@@ -18,7 +18,7 @@ fn text(answer: &Value) -> String {
     if members.is_empty() {
         return "no members: this node does not gossip".to_owned();
     }
-    let mut table = Table::new(&["NAME", "STATE", "ADDRESS", "INCARNATION", "SINCE", "PROTOCOL", "META"]);
+    let mut table = Table::new(&["NAME", "STATE", "ADDRESS", "INCARNATION", "SINCE", "PROTOCOL", "LABEL", "META"]);
     for member in members {
         let since = Duration::from_secs(member["since_ms"].as_u64().unwrap_or_default() / 1000);
         let protocol: Vec<String> = items(&member["protocol"]).iter().map(Value::to_string).collect();
@@ -29,6 +29,7 @@ fn text(answer: &Value) -> String {
             cell(&member["incarnation"]),
             format_duration(since),
             cell(&Value::String(protocol.join("."))),
+            cell(&member["label"]),
             cell(&member["meta"]),
         ]);
     }

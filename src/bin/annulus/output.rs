@@ -51,6 +51,31 @@ pub(crate) fn escape(text: &str) -> String {
     out
 }
 
+/// JSON on one line, safe for a terminal: JSON itself escapes control characters below 0x20 only.
+pub(crate) fn shown(value: &Value) -> String {
+    unescaped_controls(&value.to_string())
+}
+
+/// JSON over several lines, safe for a terminal.
+pub(crate) fn pretty(value: &Value) -> String {
+    unescaped_controls(&serde_json::to_string_pretty(value).unwrap_or_default())
+}
+
+/// Escapes what JSON leaves as it is and a terminal would obey.
+fn unescaped_controls(json: &str) -> String {
+    let mut out = String::with_capacity(json.len());
+    for symbol in json.chars() {
+        match symbol {
+            '\n' | '"' | '\'' | '\\' => out.push(symbol),
+            _ if u32::from(symbol) < 0x10000 && symbol.escape_debug().len() > 1 => {
+                out.push_str(&format!("\\u{:04x}", u32::from(symbol)));
+            }
+            _ => out.push(symbol),
+        }
+    }
+    out
+}
+
 /// The text of a JSON field for a table: texts without quotes, nothing as `-`.
 pub(crate) fn cell(value: &Value) -> String {
     match value {
@@ -99,6 +124,8 @@ impl Table {
 
 #[cfg(test)]
 mod tests {
+    use serde_json::json;
+
     use super::*;
 
     #[test]
@@ -112,5 +139,13 @@ mod tests {
         let mut table = Table::new(&["NAME", "STATE"]);
         table.row(vec!["zürich".to_owned(), "up".to_owned()]);
         assert_eq!(table.to_text(), "NAME    STATE\nzürich  up\n");
+    }
+
+    #[test]
+    fn what_is_printed_is_json_that_cannot_steer_the_terminal() {
+        let value = json!({ "a": "\u{9b}31m\u{202e}\u{1b}", "ü": "\"\\" });
+        let text = pretty(&value);
+        assert!(!text.chars().any(|symbol| symbol != '\n' && (symbol.is_control() || symbol == '\u{202e}')), "{text}");
+        assert_eq!(serde_json::from_str::<Value>(&text).ok(), Some(value));
     }
 }

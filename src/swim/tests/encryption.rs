@@ -6,7 +6,7 @@ use std::time::Duration;
 use bytes::Bytes;
 
 use super::harness::Net;
-use crate::swim::{Input, SwimConfig};
+use crate::swim::{Input, MemberEvent, SwimConfig};
 use crate::wire::message::{MemberState, Message};
 use crate::wire::{
     Compression, EncryptionVersion, Key, Keyring, PacketOptions, StreamDecoder, StreamSide, WireError, decode_packet,
@@ -123,4 +123,34 @@ fn a_member_with_old_and_new_key_understands_both_during_a_change_of_keys() {
     net.until(secs(60), "the cluster forms", |net| net.all_alive(3));
     net.run(secs(60));
     assert!(net.all_alive(3));
+}
+
+#[test]
+fn a_running_cluster_changes_its_key_in_three_rounds_and_nobody_is_ever_suspected() {
+    let (old, new) = (Key::new(&[1; 16]).unwrap(), Key::new(&[2; 32]).unwrap());
+    let ring = |keys: &[&Key]| Keyring::new(keys.iter().copied().cloned()).unwrap();
+    let mut net = Net::cluster(31, 10, &config(PacketOptions { keyring: ring(&[&old]), ..PacketOptions::default() }));
+    for round in [ring(&[&old, &new]), ring(&[&new, &old]), ring(&[&new])] {
+        for node in 0..10 {
+            net.set_keyring(node, round.clone());
+            net.broadcast(node, "key", Bytes::from(format!("{node} of round {round:?}")));
+            // Long enough for probes, gossip and, over a round, push/pulls between nodes before and after the change.
+            net.run(secs(5));
+        }
+    }
+    net.until(secs(60), "all have heard all", |net| net.nodes.iter().all(|node| node.heard.len() == 30));
+    assert!(net.all_alive(10));
+    for node in &net.nodes {
+        let suspected = node.events.iter().filter(|(_, event)| matches!(event, MemberEvent::Suspected(_)));
+        assert_eq!(suspected.count(), 0);
+        assert_eq!(node.swim.stats().packets_refused, Default::default());
+        assert_eq!(node.swim.stats().push_pulls_failed, 0);
+    }
+    // The old key is worth nothing any more.
+    let outside =
+        net.add("outside", 7_500, &config(PacketOptions { keyring: ring(&[&old]), ..PacketOptions::default() }));
+    let seed = net.nodes[0].addr;
+    net.input(outside, Input::Join { id: 9, seeds: vec![seed] });
+    net.until(secs(60), "the join ends", |net| !net.nodes[outside].joins.is_empty());
+    assert_eq!(net.nodes[outside].joins[0].1, 0, "{:?}", net.nodes[outside].joins);
 }

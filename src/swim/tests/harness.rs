@@ -17,7 +17,7 @@ use rand::{RngExt, SeedableRng};
 use crate::clock::Now;
 use crate::swim::{ExchangeId, Input, LocalNode, Member, MemberEvent, Output, Swim, SwimConfig, UserBroadcast};
 use crate::wire::message::{MemberState, NodeName};
-use crate::wire::{PacketOptions, StreamDecoder, StreamSide};
+use crate::wire::{Keyring, PacketOptions, StreamDecoder, StreamSide};
 
 pub(super) const INBOUND: u64 = 1 << 63;
 
@@ -39,6 +39,8 @@ pub(super) struct Node {
     pub(super) states: Vec<(Bytes, bool)>,
     pub(super) joins: Vec<(u64, usize, Vec<String>)>,
     pub(super) leaves: usize,
+    /// Checks of labels: who accepts it, who was silent.
+    pub(super) label_checks: Vec<(u64, Vec<NodeName>, Vec<NodeName>)>,
     pub(super) user_state: Bytes,
     pub(super) streams_opened: usize,
 }
@@ -104,6 +106,7 @@ impl Net {
             states: Vec::new(),
             joins: Vec::new(),
             leaves: 0,
+            label_checks: Vec::new(),
             user_state: Bytes::new(),
             streams_opened: 0,
         });
@@ -145,6 +148,12 @@ impl Net {
     pub(super) fn input(&mut self, node: usize, input: Input) {
         self.nodes[node].swim.handle(self.now, input);
         self.drain(node);
+    }
+
+    /// Gives a running node, and the transport that reads its streams, other keys.
+    pub(super) fn set_keyring(&mut self, node: usize, keyring: Keyring) {
+        self.nodes[node].packet.keyring = keyring.clone();
+        self.input(node, Input::SetKeyring(keyring));
     }
 
     pub(super) fn broadcast(&mut self, node: usize, key: &str, payload: Bytes) {
@@ -259,6 +268,9 @@ impl Net {
                     self.nodes[from].events.push((at, event));
                 }
                 Output::JoinDone { id, joined, errors } => self.nodes[from].joins.push((id, joined, errors)),
+                Output::LabelChecked { id, accept, silent } => {
+                    self.nodes[from].label_checks.push((id, accept, silent));
+                }
                 Output::LeaveDone => self.nodes[from].leaves += 1,
             }
         }

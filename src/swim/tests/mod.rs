@@ -5,6 +5,7 @@ mod broadcasts;
 mod cluster;
 mod encryption;
 mod harness;
+mod labels;
 mod probes;
 mod properties;
 mod rules;

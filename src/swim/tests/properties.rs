@@ -133,7 +133,7 @@ proptest! {
                     }
                 }
                 Step::PushPull { nodes, ours } => {
-                    let message = StreamMessage::PushPull(PushPull { join: true, nodes, user_state: Bytes::new() });
+                    let message = StreamMessage::PushPull(PushPull { join: true, label: None, nodes, user_state: Bytes::new() });
                     if let Some(exchange) = asked.pop().filter(|_| ours) {
                         one.swim.handle(one.now, Input::StreamReply { exchange, result: Ok(Some(message)) });
                     } else {

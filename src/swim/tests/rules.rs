@@ -93,7 +93,8 @@ impl One {
 
     fn push_pull(&mut self, nodes: Vec<PushNode>) -> Vec<Output> {
         let exchange = ExchangeId(1 << 63 | 5);
-        let message = StreamMessage::PushPull(PushPull { join: true, nodes, user_state: Bytes::from_static(b"kv") });
+        let message =
+            StreamMessage::PushPull(PushPull { join: true, label: None, nodes, user_state: Bytes::from_static(b"kv") });
         self.swim.handle(self.now, Input::StreamRequest { exchange, from: addr(2), label: Label::NONE, message });
         self.swim.handle(self.now, Input::UserState { exchange, bytes: Bytes::new() });
         self.outputs()

@@ -75,9 +75,8 @@ impl CoreNode {
         let (commands, inbox) = mpsc::unbounded_channel();
         let (happened, happenings) = mpsc::unbounded_channel();
         let driver = Driver {
-            swim: Swim::new(config.clone(), local.clone(), rand::make_rng(), rand::make_rng(), Now::read()),
+            swim: Swim::new(config.clone(), local, rand::make_rng(), rand::make_rng(), Now::read()),
             config,
-            local,
             transport: transport.clone(),
             view: view.clone(),
             muted: muted.clone(),
@@ -261,7 +260,6 @@ impl Drop for CoreNode {
 struct Driver {
     swim: Swim,
     config: SwimConfig,
-    local: LocalNode,
     transport: Arc<NetTransport>,
     view: Arc<Mutex<View>>,
     muted: Arc<AtomicBool>,
@@ -322,10 +320,8 @@ impl Driver {
             }
             Command::State(state) => self.state = state,
             Command::Keys(keys) => {
-                self.config.packet.keyring = keys;
-                let (config, local) = (self.config.clone(), self.local.clone());
-                let durable = self.swim.durable();
-                self.swim = Swim::resume(config, local, rand::make_rng(), rand::make_rng(), now, durable);
+                self.config.packet.keyring = keys.clone();
+                self.swim.handle(now, Input::SetKeyring(keys));
             }
         }
     }
@@ -377,6 +373,7 @@ impl Driver {
                 Output::RemoteState { bytes, .. } => self.see(|view| view.states.push(bytes)),
                 Output::UserMessage { bytes } => self.see(|view| view.messages.push(bytes)),
                 Output::Event(event) => self.see(|view| view.events.push(event)),
+                Output::LabelChecked { .. } => {}
             }
         }
         let (members, stats) = (self.swim.members(), self.swim.stats());

@@ -120,6 +120,8 @@ scenarios! {
     WholeNode: "`annulus::Node` in its cluster: join, leave, death", &[
         Hashicorp, Grafana, Alertmanager025, Alertmanager028, AlertmanagerSid
     ];
+    /// The same nodes get other keys, through the same API.
+    NodeKeyRotation: "`annulus::Node` changes its keys with the cluster", GO;
     /// Several versions at once.
     MixedVersions: "all versions of it and us in one cluster", ALL;
     /// A minute of coming and going.
