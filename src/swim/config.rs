@@ -5,6 +5,7 @@ use std::time::Duration;
 use super::MAX_MEMBERS;
 use crate::config::Networks;
 use crate::wire::PacketOptions;
+use crate::wire::message::{VSN, Vsn};
 
 /// Settings of the membership core.
 ///
@@ -65,6 +66,10 @@ pub struct SwimConfig {
     /// The most members in the table, the dead and those who left included ([`MAX_MEMBERS`]). When it is full, new
     /// members take the place of dead ones, and are refused while there are none.
     pub max_members: usize,
+    /// Versions of what the application says over gossip: lowest and highest understood, and the one spoken (0, 0, 0,
+    /// as in memberlist). Members that exclude ours are refused, as we are by them. Agents of Serf, and with them Consul
+    /// and Nomad, need 2, 5, 5.
+    pub delegate_versions: [u8; 3],
 }
 
 impl Default for SwimConfig {
@@ -98,6 +103,7 @@ impl SwimConfig {
             dead_reclaim_time: Duration::from_secs(10),
             allowed_networks: Networks::default(),
             max_members: MAX_MEMBERS,
+            delegate_versions: [0; 3],
         }
     }
 
@@ -152,5 +158,11 @@ impl SwimConfig {
             rejoin_interval: Duration::from_secs(60),
             ..Self::lan()
         }
+    }
+
+    /// The version bytes that this node announces.
+    pub(super) fn vsn(&self) -> Vsn {
+        let [min, max, current] = self.delegate_versions;
+        [VSN[0], VSN[1], VSN[2], min, max, current]
     }
 }

@@ -9,7 +9,7 @@ use rand::RngExt;
 use rand::rngs::SmallRng;
 use rand::seq::SliceRandom;
 
-use crate::wire::message::{Alive, MemberState, NodeName, PushNode, VSN, Vsn, WireIp};
+use crate::wire::message::{Alive, MemberState, NodeName, PushNode, Vsn, WireIp};
 
 /// The most members that a table takes: as many as one push/pull. Beyond it new names take the places of the dead, or are
 /// refused and counted, so that forged announcements cannot use up the memory.
@@ -83,12 +83,12 @@ impl Member {
     }
 }
 
-/// Whether a member with these versions and this node can understand each other: each speaks a protocol and a
-/// delegate version that lies in the other's range.
-pub(super) fn is_compatible(vsn: &Vsn) -> bool {
-    let [pmin, pmax, pcur, dmin, dmax, dcur] = *vsn;
-    let protocol = pmin > 0 && (pmin..=pmax).contains(&VSN[2]) && (VSN[0]..=VSN[1]).contains(&pcur);
-    let delegate = (dmin..=dmax).contains(&VSN[5]) && (VSN[3]..=VSN[4]).contains(&dcur);
+/// Whether a node with the versions `own` and a member with those of `other` can understand each other: each speaks a
+/// protocol and a delegate version that lies in the other's range.
+pub(super) fn is_compatible(own: &Vsn, other: &Vsn) -> bool {
+    let [pmin, pmax, pcur, dmin, dmax, dcur] = *other;
+    let protocol = pmin > 0 && (pmin..=pmax).contains(&own[2]) && (own[0]..=own[1]).contains(&pcur);
+    let delegate = (dmin..=dmax).contains(&own[5]) && (own[3]..=own[4]).contains(&dcur);
     protocol && delegate
 }
 
@@ -194,6 +194,7 @@ mod tests {
 
     use super::*;
     use crate::clock::Now;
+    use crate::wire::message::VSN;
 
     fn member(i: usize, state: MemberState, since: Instant) -> Member {
         Member {
@@ -263,8 +264,8 @@ mod tests {
 
     #[test]
     fn versions_must_overlap_both_ways() {
-        assert!(is_compatible(&VSN));
-        assert!(is_compatible(&[1, 2, 2, 0, 3, 0]));
+        assert!(is_compatible(&VSN, &VSN));
+        assert!(is_compatible(&VSN, &[1, 2, 2, 0, 3, 0]));
         for bad in [
             [0, 0, 0, 0, 0, 0],
             [3, 5, 3, 0, 0, 0],
@@ -274,7 +275,10 @@ mod tests {
             [1, 5, 2, 2, 5, 5],
             [1, 5, 2, 0, 5, 4],
         ] {
-            assert!(!is_compatible(&bad), "{bad:?}");
+            assert!(!is_compatible(&VSN, &bad), "{bad:?}");
         }
+        let serf = crate::swim::SwimConfig { delegate_versions: [2, 5, 5], ..Default::default() }.vsn();
+        assert_eq!(serf, [1, 5, 2, 2, 5, 5]);
+        assert!(is_compatible(&serf, &[1, 5, 2, 2, 5, 4]) && !is_compatible(&serf, &VSN));
     }
 }

@@ -109,7 +109,7 @@ use self::push_pull::Exchanges;
 use self::suspicion::Suspicion;
 use self::timers::{Timer, Timers};
 use crate::clock::Now;
-use crate::wire::message::{MemberState, NodeName, VSN, WireIp};
+use crate::wire::message::{MemberState, NodeName, WireIp};
 
 /// The membership core of one node. See the [module](self).
 #[derive(Debug)]
@@ -244,7 +244,7 @@ impl Swim {
             meta,
             incarnation,
             state: MemberState::Alive,
-            vsn: VSN,
+            vsn: self.config.vsn(),
             since: now,
         };
         self.table.insert(member.clone(), &mut self.rng);

@@ -292,7 +292,7 @@ impl Swim {
     /// Why everything was refused.
     fn merge(&mut self, now: Instant, remote: PushPull, peer: Option<usize>, origin: Origin) -> Result<Merged, String> {
         if let Some(peer) = peer.and_then(|place| remote.nodes.get(place))
-            && !peer.vsn.as_ref().is_some_and(is_compatible)
+            && !peer.vsn.as_ref().is_some_and(|vsn| is_compatible(&self.config.vsn(), vsn))
         {
             self.stats.merges_refused += 1;
             return Err(format!("{} speaks incompatible versions {:?}", peer.name, peer.vsn));

@@ -25,15 +25,11 @@ impl Swim {
             return;
         }
         let Some(vsn) = alive.vsn else { return self.stats.refuse_message("alive_without_versions") };
-        if !is_compatible(&vsn) {
+        if !is_compatible(&self.config.vsn(), &vsn) {
             return self.stats.refuse_message("alive_incompatible");
         }
         if alive.addr.is_none() || alive.node.is_empty() || alive.meta.len() > MAX_META {
             return self.stats.refuse_message("alive_malformed");
-        }
-        // Names end up in logs and on pages, and no real one has these.
-        if alive.node.as_str().chars().any(char::is_control) {
-            return self.stats.refuse_message("alive_name_malformed");
         }
         if !self.may_come_from(&alive, origin) {
             return;
