@@ -66,10 +66,14 @@ fn write(algorithm: u32, packed: &[u8]) -> Vec<u8> {
 /// [`WireError::UnknownCompression`], [`WireError::NotDecompressed`], [`WireError::TooLong`] beyond `max` or beyond what
 /// the algorithm can reach, [`WireError::Empty`] when nothing comes out, and those of msgpack.
 pub(super) fn decode(body: &[u8], max: usize, budget: &mut Budget) -> Result<(Bytes, Unpacked), WireError> {
-    let (mut algorithm, mut packed, mut start): (u64, &[u8], _) = (0, &[], 0);
+    let (mut algorithm, mut packed): (u64, &[u8]) = (0, &[]);
+    let (mut algorithm_at, mut start) = (0, 0);
     Reader::new(body, budget, "compressed").structure(&["Algo", "Buf"], |reader, field| {
         match field {
-            "Algo" => algorithm = reader.uint(u8::MAX.into())?,
+            "Algo" => {
+                algorithm_at = reader.position();
+                algorithm = reader.uint(u8::MAX.into())?;
+            }
             _ => {
                 packed = reader.borrowed()?;
                 start = reader.position() - packed.len();
@@ -84,7 +88,7 @@ pub(super) fn decode(body: &[u8], max: usize, budget: &mut Budget) -> Result<(By
             decode_lzw(&mut rest, max).map_err(|error| budget.stopped(start + packed.len() - rest.len(), error))?
         }
         1 => decode_snappy(packed, max).map_err(|error| budget.stopped(start, error))?,
-        _ => return Err(WireError::UnknownCompression(algorithm as u8)),
+        _ => return Err(budget.stopped(algorithm_at, WireError::UnknownCompression(algorithm as u8))),
     };
     if plain.is_empty() {
         return Err(budget.stopped(start, WireError::Empty));

@@ -75,7 +75,10 @@ fn the_byte_at_which_a_message_is_wrong_is_named() {
     let plain = PacketOptions::default();
     // 00 82 | a4 Node | a1 ff
     assert_eq!(stop("0082a44e6f6465a1ff", &plain), ("message", 7, "Node: not UTF-8".to_owned()));
-    assert_eq!(stop("0082a44e6f6465a16ea55365714e6fcb00", &plain), ("message", 15, "SeqNo: cut short".to_owned()).cut());
+    assert_eq!(
+        stop("0082a44e6f6465a16ea55365714e6fcb00", &plain),
+        ("message", 15, "SeqNo: cut short".to_owned()).cut()
+    );
     assert_eq!(stop("0b81a55365714e6fff", &plain), ("message", 8, "SeqNo: number out of range".to_owned()));
     assert_eq!(stop("0481a441646472a3010203", &plain), ("message", 7, "Addr: an address of 3 bytes".to_owned()));
     assert_eq!(stop("0481a356736ea3010203", &plain), ("message", 6, "Vsn: 3 is less than 6".to_owned()));
@@ -134,8 +137,7 @@ fn any_label_is_shown_unless_one_is_asked_for() {
 fn what_is_encrypted_says_so_when_there_is_no_key_for_it() {
     for version in [EncryptionVersion::V0, EncryptionVersion::V1] {
         for label in ["", "lab"] {
-            let sender =
-                PacketOptions { encryption_version: version, label: label.parse().unwrap(), ..keyed() };
+            let sender = PacketOptions { encryption_version: version, label: label.parse().unwrap(), ..keyed() };
             let mut rng = nonces();
             for round in 0..200 {
                 let bytes = encode_packets(&parts(1), &sender, false, &mut rng).remove(0);
@@ -146,7 +148,11 @@ fn what_is_encrypted_says_so_when_there_is_no_key_for_it() {
             let request = encode_request(&StreamMessage::User(Bytes::new()), &sender, &mut rng);
             let stop = stream(&request, &any_label(), StreamSide::Accepted).error.unwrap();
             assert_eq!((stop.stage, stop.error), (Stage::Encryption, WireError::NoKey));
-            let other = PacketOptions { verify_label: false, keyring: Keyring::new([Key::new(&[9; 32]).unwrap()]).unwrap(), ..keyed() };
+            let other = PacketOptions {
+                verify_label: false,
+                keyring: Keyring::new([Key::new(&[9; 32]).unwrap()]).unwrap(),
+                ..keyed()
+            };
             let bytes = encode_packets(&parts(1), &sender, false, &mut rng).remove(0);
             assert_eq!(packet(&bytes, &other).error.unwrap().error, WireError::NotDecrypted);
         }
@@ -174,14 +180,20 @@ fn a_stream_is_explained_to_the_byte() {
     assert_eq!(stream_stop(b"", &plain), ("label", 0, "cut short".to_owned()));
     assert_eq!(stream_stop(b"\x0a\xff\xff\xff\xff", &keyed()).0, "encryption");
     assert_eq!(stream_stop(b"\x0a\xff\xff\xff\xff", &keyed()).1, 1);
-    assert_eq!(stream_stop(b"\x08", &keyed()), ("encryption", 0, "not encrypted, though there is a key here".to_owned()));
+    assert_eq!(
+        stream_stop(b"\x08", &keyed()),
+        ("encryption", 0, "not encrypted, though there is a key here".to_owned())
+    );
     assert_eq!(stream_stop(b"\x04", &plain), ("message", 0, "message type 4 may not stand here".to_owned()));
     // Inside encryption and compression, offsets count from the layer that they are in.
     let options = PacketOptions { compression: Compression::Snappy, ..keyed() };
     let request = encode_request(&StreamMessage::Error("e".repeat(300)), &options, &mut nonces());
     let seen = stream(&request, &options, StreamSide::Accepted);
     assert!(seen.is_ok());
-    assert!(matches!(seen.layers[..], [Layer::Encryption { key: 0, .. }, Layer::Compression { algorithm: 1, plain: 311, .. }]));
+    assert!(matches!(
+        seen.layers[..],
+        [Layer::Encryption { key: 0, .. }, Layer::Compression { algorithm: 1, plain: 311, .. }]
+    ));
 }
 
 #[test]
@@ -210,7 +222,10 @@ fn the_framing_of_grafana_is_a_layer() {
     let framed = super::super::grafana::encode_packet("127.0.0.1:7946", b"\x08hi").unwrap();
     let json = grafana(&framed, &any_label()).to_json();
     let layer = json!({ "layer": "grafana", "carries": "packet", "from": "127.0.0.1:7946", "bytes": 3 });
-    assert_eq!((&json["layers"], &json["messages"]), (&json!([layer]), &json!([{ "type": "user", "payload": "6869" }])));
+    assert_eq!(
+        (&json["layers"], &json["messages"]),
+        (&json!([layer]), &json!([{ "type": "user", "payload": "6869" }]))
+    );
 
     let json = grafana(b"\x02\x08\x81\xaaUserMsgLen\x01x", &any_label()).to_json();
     assert_eq!(json["layers"][0], json!({ "layer": "grafana", "carries": "stream", "from": null, "bytes": 15 }));
