@@ -112,8 +112,12 @@ fn decode_lzw(packed: &mut &[u8], max: usize) -> Result<Vec<u8>, WireError> {
             return Err(too_long(len as u64, max));
         }
         if len == plain.len() {
-            // One more than allowed, to see whether there is more.
-            plain.resize((len + len.max(LZW_CHUNK)).min(max + 1), 0);
+            // In the end one more than allowed, to see whether there is more.
+            let twice = len + len.max(LZW_CHUNK);
+            let longer = if twice < max { twice } else { max + 1 };
+            // Exactly: a vector that grows by itself takes up to twice the limit.
+            plain.reserve_exact(longer - len);
+            plain.resize(longer, 0);
         }
         let step = decoder.decode_bytes(packed, plain.get_mut(len..).unwrap_or_default());
         *packed = packed.get(step.consumed_in..).unwrap_or_default();
