@@ -14,7 +14,7 @@
 //! | snappy that claims 4 GiB, a varint beyond five bytes, another length than it has | refused before anything is made | `compress_tests` |
 //! | snappy that copies from offset 0 or from before its beginning, literals past the end | refused | here |
 //! | a compound of 0 or 255 parts, cut, with empty parts, in a compound | leaves only; a bad part spoils no other | `tests`: parts_of_a_compound_…, a_compound_that_is_cut_… |
-//! | a compound whose parts together cost too much | one budget for all of them | here |
+//! | a packet whose layers or parts together cost too much | one budget for all of them | here |
 //! | msgpack nested deep, with lengths of 2³²−1, wrong types, keys twice or missing or unknown, negative, ext, floats, old and new forms | depth 8, 16 keys, fixed structs | `msgpack_tests` |
 //! | meta beyond 512 bytes, addresses of another length, versions of fewer than six bytes | refused | `tests`: fields_beyond_their_limits_are_refused, versions_are_six_bytes_or_none |
 //! | a member without address, port or versions | read here (a push/pull may leave the port out), refused by the membership | `swim::rules` |
@@ -169,4 +169,22 @@ fn a_push_pull_of_nobody_and_one_that_names_a_member_twice_are_read() {
     let twice = decode("0683a44a6f696ec3a54e6f64657302ac5573657253746174654c656e00 81a44e616d65a16e 81a44e616d65a16e");
     let Ok(Some(StreamMessage::PushPull(push_pull))) = twice else { panic!("{twice:?}") };
     assert_eq!(push_pull.nodes.len(), 2);
+}
+
+#[test]
+fn one_budget_spans_decompression_and_every_part() {
+    use rand::SeedableRng;
+    // Each part is small enough, and so is what is decompressed; together with the names that are copied it is too much.
+    let name = NodeName::from("n".repeat(255));
+    let suspect = encode_message(&Message::Suspect(Suspect { incarnation: 1, node: name.clone(), from: name }));
+    let filler = Bytes::from(vec![8; COMPOUND_MAX_PART]);
+    let parts: Vec<Bytes> = [vec![filler; 7], vec![suspect; 70]].concat();
+    let options = PacketOptions { compression: Compression::Lzw, ..PacketOptions::default() };
+    let nonces = &mut rand::rngs::StdRng::seed_from_u64(1);
+    let sent = encode_packets(&parts, &options, true, nonces).remove(0);
+    assert!(sent.len() < 20_000, "{}", sent.len());
+    let packet = decode_packet(&sent, &options).unwrap();
+    assert!((40..77).contains(&packet.messages.len()), "{}", packet.messages.len());
+    assert_eq!(packet.messages.len() + packet.refused.len(), 77);
+    assert!(packet.refused.iter().all(|error| *error == WireError::OverBudget { what: "bytes" }));
 }
