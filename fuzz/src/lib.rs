@@ -8,8 +8,8 @@
 use annulus::wire::grafana::{self, Connection, FrameDecoder};
 use annulus::wire::inspect::{self, Inspected, Inspection, Layer};
 use annulus::wire::{
-    COMPOUND_MAX_PARTS, Compression, EncryptionVersion, Key, Keyring, Label, MAX_LABEL, Message, PacketOptions,
-    Stage, StreamDecoder, StreamMessage, StreamSide, WireError, decode_packet, encode_message, encode_packets, encode_reply,
+    COMPOUND_MAX_PARTS, Compression, EncryptionVersion, Key, Keyring, Label, MAX_LABEL, Message, PacketOptions, Stage,
+    StreamDecoder, StreamMessage, StreamSide, WireError, decode_packet, encode_message, encode_packets, encode_reply,
     encode_request,
 };
 use bytes::Bytes;
@@ -72,7 +72,7 @@ pub fn label(data: &[u8]) {
     let _ = check_stream(data, &any, StreamSide::Accepted, 1);
     let seen = inspect::packet(&packet, &any);
     let Some(Layer::Label(label)) = seen.layers.first() else {
-        let whole = matches!(data, [0xf4, len @ 1.., rest @ ..] if rest.len() >= usize::from(*len));
+        let whole = matches!(data, [0xf4, len, rest @ ..] if *len > 0 && rest.len() >= usize::from(*len));
         assert!(!whole, "a label was not seen");
         return;
     };

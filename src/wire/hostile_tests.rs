@@ -147,14 +147,7 @@ fn names_are_printable() {
         }
     }
     let long = NodeName::from("n".repeat(255));
-    assert!(
-        reason(&encode_message(&Message::Dead(Dead {
-            incarnation: 1,
-            node: long.clone(),
-            from: long
-        })))
-        .is_ok()
-    );
+    assert!(reason(&encode_message(&Message::Dead(Dead { incarnation: 1, node: long.clone(), from: long }))).is_ok());
 }
 
 #[test]
