@@ -456,7 +456,7 @@ fn golden_bytes_are_explained_as_one_json_object() {
     assert_eq!(push_pull["messages"][0]["type"], "push_pull");
     assert!(push_pull["messages"][0]["nodes"][0]["Name"].is_string(), "{push_pull}");
     let reply = decoded(&["--stream", "--reply"], golden("tcp-pushpull-resp-left").as_bytes());
-    assert_eq!(reply["messages"][0]["Join"], true, "{reply}");
+    assert_eq!(reply["messages"][0]["Nodes"], 3, "{reply}");
 
     let store = decoded(&["--transport", "grafana"], golden("dskit-packet-kv-cas-plain").as_bytes());
     assert_eq!(names(&store)[0], "grafana");

@@ -162,7 +162,7 @@ fn a_packet_in_order_makes_its_message_and_nothing_else() {
         // A slice of a buffer that is shared for the first time makes the counter that shares it.
         let packet = Bytes::clone(&packet);
         let (_, count) = measured(|| {
-            assert_eq!(decode_packet(&packet, &options).map(|packet| packet.messages).as_ref(), Ok(&messages))
+            assert_eq!(decode_packet(&packet, &options).map(|packet| packet.messages).as_ref(), Ok(&messages));
         });
         assert_eq!(count, expected, "{name}");
     }
