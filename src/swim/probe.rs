@@ -228,6 +228,10 @@ impl Swim {
         if !ping.node.is_empty() && ping.node != self.local.name {
             return self.stats.refuse_message("ping_for_another");
         }
+        // Nobody sends that, but one in some hundred packets that are encrypted with a key that we lack looks like it.
+        if ping.node.is_empty() && ping.source.is_none() && ping.seq_no == 0 {
+            return self.stats.refuse_message("ping_says_nothing");
+        }
         let to = self.reply_address(from, ping.source.as_ref());
         let ack = Message::Ack(Ack { seq_no: ping.seq_no, payload: bytes::Bytes::new() });
         // News only for members: a forged ping must not use up their transmissions.
