@@ -37,6 +37,7 @@
 //! * A member that announces itself with a stale incarnation is told what is held against it, so that it can refute. A
 //!   member that is accused of what it refuted already announces itself again.
 //! * Seeds and failed members are contacted again: a partition heals by itself, however long it took.
+//! * After a join a node asks again who else joined, so that many that start together know each other within a second.
 //! * The two forms of an IPv4 address (4 bytes, or 16) count as the same address.
 //! * In clusters below ten members broadcasts are sent more often; see [`retransmit_limit`].
 //! * Broadcasts that fit no packet go over streams.
@@ -51,12 +52,13 @@
 //! | `probe`, `suspicion`, `awareness` | finding out who is dead, with Lifeguard |
 //! | `broadcast`, `gossip` | what waits to be told, and telling it |
 //! | `push_pull` | full exchanges of state over streams |
-//! | `join`, `leave` | coming, staying connected, going |
+//! | `join`, `catch_up`, `leave` | coming, with many others perhaps, staying connected, going |
 //! | `packets`, `timers` | packets in and out, what is due when |
 
 mod api;
 mod awareness;
 mod broadcast;
+mod catch_up;
 mod config;
 mod gossip;
 mod join;
@@ -91,6 +93,7 @@ pub use crate::wire::MAX_META;
 
 use self::awareness::Awareness;
 use self::broadcast::Broadcasts;
+use self::catch_up::CatchUp;
 use self::join::{Joins, Rejoin};
 use self::leave::Leave;
 use self::member::Table;
@@ -120,6 +123,7 @@ pub struct Swim {
     exchanges: Exchanges,
     joins: Joins,
     rejoin: Rejoin,
+    catch_up: CatchUp,
     leave: Leave,
     seq_no: u32,
     timers: Timers,
@@ -209,6 +213,7 @@ impl Swim {
             exchanges: Exchanges::new(first_exchange),
             joins: Joins::default(),
             rejoin: Rejoin::default(),
+            catch_up: CatchUp::default(),
             leave: Leave::No,
             seq_no,
             timers: Timers::default(),
@@ -362,6 +367,7 @@ impl Swim {
                 self.push_pull_with_some(now, 1);
             }
             Timer::Rejoin => self.rejoin_due(now, due),
+            Timer::CatchUp => self.catch_up_due(now, due),
             Timer::Suspicion(name) => self.suspicion_due(now, name),
             Timer::Exchange(exchange) => self.exchange_due(now, exchange),
             Timer::Leave => self.leave_due(),

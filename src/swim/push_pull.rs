@@ -43,6 +43,15 @@ pub(super) enum Purpose {
     Join(u64),
     /// To find a lost seed or member again.
     Rejoin,
+    /// To hear who joined when we did.
+    CatchUp,
+}
+
+impl Purpose {
+    /// Whether the peer may not know us yet: what the protocol calls a join.
+    fn is_join(self) -> bool {
+        matches!(self, Self::Join(_) | Self::Rejoin)
+    }
 }
 
 /// A push/pull in progress.
@@ -100,7 +109,7 @@ impl Swim {
         self.stats.push_pulls_started += 1;
         self.exchanges.open.insert(exchange, Exchange::Out { to, purpose, sent: false });
         self.guard(now, exchange);
-        self.outputs.push_back(Output::NeedUserState { exchange, join: purpose != Purpose::Periodic });
+        self.outputs.push_back(Output::NeedUserState { exchange, join: purpose.is_join() });
     }
 
     /// Ends an exchange that got no answer from whoever runs the core: it may have been restarted in between.
@@ -164,7 +173,7 @@ impl Swim {
         match self.exchanges.open.get_mut(&exchange) {
             Some(Exchange::Out { to, purpose, sent }) if !*sent => {
                 *sent = true;
-                let (to, join) = (*to, *purpose != Purpose::Periodic);
+                let (to, join) = (*to, purpose.is_join());
                 let state = self.own_state(join, user_state);
                 let bytes = encode_request(&state, &self.config.packet, &mut self.nonces);
                 let timeout = self.config.stream_timeout;
@@ -208,7 +217,7 @@ impl Swim {
             Ok(None) => Err("closed without an answer".to_owned()),
             Err(error) => Err(error),
         };
-        if purpose != Purpose::Periodic && merged == Ok(Merged::Yes) && own_incarnation(self) != before {
+        if purpose.is_join() && merged == Ok(Merged::Yes) && own_incarnation(self) != before {
             // The peer holds something against us. We refuted, but those who think us dead may never gossip with us.
             self.begin_push_pull(now, to, Purpose::Periodic);
         }
@@ -217,8 +226,10 @@ impl Swim {
 
     fn push_pull_ended(&mut self, now: Instant, to: SocketAddr, purpose: Purpose, result: Result<Merged, String>) {
         self.stats.push_pulls_failed += u64::from(result.is_err());
-        if let Purpose::Join(id) = purpose {
-            self.join_contact_ended(now, id, to, result);
+        match purpose {
+            Purpose::Join(id) => self.join_contact_ended(now, id, to, result),
+            Purpose::CatchUp if result.is_err() => self.catch_up_soon(now),
+            Purpose::CatchUp | Purpose::Periodic | Purpose::Rejoin => {}
         }
     }
 

@@ -118,6 +118,7 @@ impl Swim {
         };
         self.table.insert(member.clone(), &mut self.rng);
         self.event(MemberEvent::Joined(member));
+        self.catch_up_soon(now);
     }
 
     /// Somebody is suspected.

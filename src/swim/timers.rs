@@ -28,6 +28,8 @@ pub(super) enum Timer {
     PushPull,
     /// Look for seeds and failed members that we are not connected to.
     Rejoin,
+    /// Ask again who else joined.
+    CatchUp,
     /// A suspect may have run out of time.
     Suspicion(NodeName),
     /// A stream's answer, or the user state for one, never came.

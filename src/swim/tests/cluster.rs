@@ -244,8 +244,9 @@ fn user_state_travels_with_push_pull_both_ways() {
     net.nodes[1].user_state = Bytes::from_static(b"one");
     net.join_all_to_first();
     net.run(secs(1));
-    assert_eq!(net.nodes[0].states, [(Bytes::from_static(b"one"), true)]);
-    assert_eq!(net.nodes[1].states, [(Bytes::from_static(b"zero"), true)]);
+    // With the join, and once more when the node that joined asks who else came.
+    assert_eq!(net.nodes[0].states, [true, false].map(|join| (Bytes::from_static(b"one"), join)));
+    assert_eq!(net.nodes[1].states, [true, false].map(|join| (Bytes::from_static(b"zero"), join)));
 }
 
 #[test]
@@ -353,4 +354,17 @@ fn the_same_seed_gives_the_same_trace() {
     };
     assert_eq!(trace(1), trace(1));
     assert_ne!(trace(1), trace(2));
+}
+
+#[test]
+fn a_hundred_nodes_that_join_one_seed_at_once_all_know_each_other_within_a_second_in_every_profile() {
+    for config in [SwimConfig::lan(), SwimConfig::local(), SwimConfig::wan(), SwimConfig::grafana()] {
+        for seed in 0..3 {
+            let mut net = Net::unjoined(seed, 100, &config);
+            net.join_all_to_first();
+            net.until(secs(1), "everybody sees everybody", |net| {
+                net.nodes.iter().all(|node| node.swim.alive_count() == 100)
+            });
+        }
+    }
 }
