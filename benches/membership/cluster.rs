@@ -8,38 +8,64 @@ use annulus::wire::message::MemberState;
 use annulus::{Config, Node};
 use anyhow::{Context, Result, bail};
 use serde_json::{Value, json};
+use tokio::sync::mpsc;
+use tokio::task::LocalSet;
 
 use crate::proc::{cpu_seconds, loopback, resident_kb};
-use crate::{Phases, RunOptions};
+use crate::{ClusterOptions, Threads};
 
 const PORT: u16 = 7946;
 
 /// How often the nodes' members are looked at. Also memberlist's.
 const LOOK: Duration = Duration::from_millis(10);
 
-pub(crate) fn main(nodes: usize, options: &RunOptions) -> Result<()> {
+pub(crate) fn main(nodes: usize, options: &ClusterOptions) -> Result<()> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    runtime.block_on(async {
+    LocalSet::new().block_on(&runtime, async {
+        let mut commands = commands();
         let before = resident_kb()?;
         let mut cluster = Cluster::start(nodes, options).await?;
-        let mut result = json!({
-            "program": "annulus",
-            "nodes": nodes,
-            "profile": options.profile,
-            "compression": options.compression,
-        });
-        cluster.storm(&mut result, options.limit).await?;
-        if options.phases == Phases::All {
-            tokio::time::sleep(options.settle).await;
-            cluster.idle(&mut result, options.idle).await?;
-            result["rss_kb"] = json!((resident_kb()? - before) / nodes as f64);
-            result["dead_ms"] = cluster.kill_the_last(options.limit).await?;
-            result["left_ms"] = cluster.the_last_leaves(options.limit).await?;
+        println!(
+            "{}",
+            json!({
+                "program": "annulus",
+                "nodes": nodes,
+                "profile": options.profile,
+                "compression": options.compression,
+                "threads": format!("{:?}", options.threads).to_lowercase(),
+            })
+        );
+        while let Some(command) = commands.recv().await {
+            let words: Vec<&str> = command.split_whitespace().collect();
+            let answer = match words[..] {
+                ["storm"] => cluster.storm(options.limit).await?,
+                ["idle", seconds] => {
+                    let mut answer = cluster.idle(Duration::from_secs(seconds.parse()?)).await?;
+                    answer["rss_kb"] = json!((resident_kb()? - before) / nodes as f64);
+                    answer
+                }
+                ["kill"] => json!({ "dead_ms": cluster.kill_the_last(options.limit).await? }),
+                ["leave"] => json!({ "left_ms": cluster.the_last_leaves(options.limit).await? }),
+                _ => bail!("there is no command {command:?}"),
+            };
+            println!("{answer}");
         }
-        println!("{result}");
         // Nobody needs to say goodbye any more.
         std::process::exit(0)
     })
+}
+
+/// The lines of the standard input.
+fn commands() -> mpsc::UnboundedReceiver<String> {
+    let (say, heard) = mpsc::unbounded_channel();
+    std::thread::spawn(move || {
+        for line in std::io::stdin().lines().map_while(Result::ok) {
+            if say.send(line).is_err() {
+                return;
+            }
+        }
+    });
+    heard
 }
 
 struct Cluster {
@@ -54,7 +80,7 @@ fn address(index: usize) -> Result<Ipv4Addr> {
     Ok(Ipv4Addr::new(127, 1, u8::try_from(index / 200)?, u8::try_from(1 + index % 200)?))
 }
 
-fn config(index: usize, options: &RunOptions) -> Result<Config> {
+fn config(index: usize, options: &ClusterOptions) -> Result<Config> {
     let mut config = Config::default();
     config.node.address = format!("{}:80", address(index)?);
     let memberlist = &mut config.memberlist;
@@ -77,16 +103,20 @@ fn config(index: usize, options: &RunOptions) -> Result<Config> {
 }
 
 impl Cluster {
-    async fn start(count: usize, options: &RunOptions) -> Result<Self> {
+    async fn start(count: usize, options: &ClusterOptions) -> Result<Self> {
         let mut nodes = Vec::with_capacity(count);
         for index in 0..count {
-            nodes.push(Node::builder(name(index)).config(config(index, options)?).start().await?);
+            let builder = Node::builder(name(index)).config(config(index, options)?);
+            nodes.push(match options.threads {
+                Threads::Shared => builder.start_local()?,
+                Threads::Own => builder.start().await?,
+            });
         }
         Ok(Self { nodes })
     }
 
     /// Lets all nodes join the first one at once, and waits until everybody sees everybody.
-    async fn storm(&self, result: &mut Value, limit: Duration) -> Result<()> {
+    async fn storm(&self, limit: Duration) -> Result<Value> {
         let (bytes, _) = loopback()?;
         let cpu = cpu_seconds()?;
         let start = Instant::now();
@@ -102,23 +132,25 @@ impl Cluster {
                 }
             }
         }
-        result["joined_ms"] = json!(complete);
-        result["join_cpu_s"] = json!(cpu_seconds()? - cpu);
-        result["join_mb"] = json!((loopback()?.0 - bytes) / 1e6);
-        Ok(())
+        Ok(json!({
+            "joined_ms": complete,
+            "join_cpu_s": cpu_seconds()? - cpu,
+            "join_mb": (loopback()?.0 - bytes) / 1e6,
+        }))
     }
 
     /// Counts what doing nothing costs.
-    async fn idle(&self, result: &mut Value, length: Duration) -> Result<()> {
+    async fn idle(&self, length: Duration) -> Result<Value> {
         let (bytes, packets) = loopback()?;
         let (cpu, start) = (cpu_seconds()?, Instant::now());
         tokio::time::sleep(length).await;
         let (bytes_after, packets_after) = loopback()?;
         let node_seconds = self.nodes.len() as f64 * start.elapsed().as_secs_f64();
-        result["idle_cpu_ms_per_s"] = json!((cpu_seconds()? - cpu) * 1e3 / node_seconds);
-        result["idle_bytes_per_s"] = json!((bytes_after - bytes) / node_seconds);
-        result["idle_packets_per_s"] = json!((packets_after - packets) / node_seconds);
-        Ok(())
+        Ok(json!({
+            "idle_cpu_ms_per_s": (cpu_seconds()? - cpu) * 1e3 / node_seconds,
+            "idle_bytes_per_s": (bytes_after - bytes) / node_seconds,
+            "idle_packets_per_s": (packets_after - packets) / node_seconds,
+        }))
     }
 
     /// Ends the last node as if its process had died: dropping the handle closes its sockets and says nothing.

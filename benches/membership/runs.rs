@@ -1,13 +1,17 @@
-//! Starting the processes of both sides.
+//! Starting the processes of both sides, and telling them what to do.
+//!
+//! A cluster reads commands from its standard input, one a line: `storm`, `idle SECONDS`, `kill`, `leave`. It answers each
+//! with a line of JSON, and ends with its input.
 
 use std::env;
+use std::io::{BufRead, BufReader, Write};
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 
 use anyhow::{Context, Result, bail, ensure};
-use serde_json::Value;
+use serde_json::{Map, Value};
 
-use crate::{Options, Phases, RunOptions};
+use crate::{ClusterOptions, Options, Threads};
 
 /// Whose nodes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -16,7 +20,7 @@ pub(crate) enum Side {
     Memberlist,
 }
 
-/// Knows how to start a run.
+/// Knows how to start a cluster.
 pub(crate) struct Runner {
     go: Option<PathBuf>,
     namespaces: bool,
@@ -25,7 +29,8 @@ pub(crate) struct Runner {
 impl Runner {
     pub(crate) fn new(options: &Options) -> Result<Self> {
         let go = if options.no_go { None } else { go_program(options.go.as_deref())? };
-        let namespaces = in_namespace(Path::new("true")).status().is_ok_and(|status| status.success());
+        let probe = in_namespace(Path::new("true")).stderr(Stdio::null()).status();
+        let namespaces = probe.is_ok_and(|status| status.success());
         if !namespaces {
             eprintln!("no network namespaces here (they need root): bytes and packets include all else on loopback");
         }
@@ -38,8 +43,7 @@ impl Runner {
         [Some(Side::Annulus), go].into_iter().flatten()
     }
 
-    /// One run to its end; its result is what the process prints.
-    pub(crate) fn run(&self, side: Side, nodes: usize, options: &RunOptions) -> Result<Value> {
+    pub(crate) fn start(&self, side: Side, nodes: usize, options: &ClusterOptions) -> Result<Cluster> {
         let own = env::current_exe()?;
         let program = match (side, &self.go) {
             (Side::Memberlist, Some(go)) => go.as_path(),
@@ -47,16 +51,63 @@ impl Runner {
             (Side::Annulus, _) => &own,
         };
         let mut command = if self.namespaces { in_namespace(program) } else { Command::new(program) };
-        command.arg(if side == Side::Annulus { "--cluster" } else { "--nodes" }).arg(nodes.to_string());
-        command.args(["--profile", &options.profile, "--compression", &options.compression]);
-        command.args(["--phases", if options.phases == Phases::All { "all" } else { "storm" }]);
-        for (option, value) in [("--settle", options.settle), ("--idle", options.idle), ("--limit", options.limit)] {
-            command.arg(option).arg(format!("{}s", value.as_secs()));
+        if side == Side::Annulus {
+            command.args(["--threads", if options.threads == Threads::Own { "own" } else { "shared" }]);
         }
-        eprintln!("{side:?}, {nodes} nodes, {}, {:?}", options.profile, options.phases);
-        let done = command.stdin(Stdio::null()).stderr(Stdio::inherit()).output()?;
-        ensure!(done.status.success(), "{command:?} ended with {}", done.status);
-        serde_json::from_slice(&done.stdout).with_context(|| format!("{command:?} printed no result"))
+        command.arg(if side == Side::Annulus { "--be-cluster" } else { "--nodes" }).arg(nodes.to_string());
+        command.args(["--profile", &options.profile, "--compression", &options.compression, "--limit"]);
+        command.arg(format!("{}s", options.limit.as_secs()));
+        eprintln!("{side:?}, {nodes} nodes, {}", options.profile);
+        let mut process = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn()?;
+        let input = process.stdin.take().context("no input")?;
+        let output = BufReader::new(process.stdout.take().context("no output")?);
+        let mut cluster = Cluster { process, input: Some(input), output, nodes, results: Map::new() };
+        // It says who it is when all of its nodes run.
+        cluster.hear()?;
+        Ok(cluster)
+    }
+}
+
+/// A running cluster, and what it answered so far. Ends when dropped.
+pub(crate) struct Cluster {
+    process: Child,
+    input: Option<ChildStdin>,
+    output: BufReader<ChildStdout>,
+    pub(crate) nodes: usize,
+    results: Map<String, Value>,
+}
+
+impl Cluster {
+    pub(crate) fn tell(&mut self, command: &str) -> Result<()> {
+        let input = self.input.as_mut().context("the cluster was told to end")?;
+        writeln!(input, "{command}").context("the cluster ended")
+    }
+
+    pub(crate) fn hear(&mut self) -> Result<()> {
+        let mut line = String::new();
+        self.output.read_line(&mut line)?;
+        let answer: Map<String, Value> =
+            serde_json::from_str(&line).with_context(|| format!("the cluster answered {line:?}"))?;
+        self.results.extend(answer);
+        Ok(())
+    }
+
+    pub(crate) fn ask(&mut self, command: &str) -> Result<()> {
+        self.tell(command)?;
+        self.hear()
+    }
+
+    /// Ends it; everything that it answered.
+    pub(crate) fn result(mut self) -> Value {
+        Value::Object(std::mem::take(&mut self.results))
+    }
+}
+
+impl Drop for Cluster {
+    fn drop(&mut self) {
+        // The end of its input ends it.
+        self.input = None;
+        let _ = self.process.wait();
     }
 }
 
@@ -64,7 +115,6 @@ impl Runner {
 fn in_namespace(program: &Path) -> Command {
     let mut command = Command::new("unshare");
     command.args(["--net", "--", "sh", "-c", r#"ip link set lo up && exec "$0" "$@""#]).arg(program);
-    command.stderr(Stdio::null());
     command
 }
 

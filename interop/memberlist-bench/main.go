@@ -1,17 +1,21 @@
 // memberlist-bench runs N members of HashiCorp's memberlist in one process on loopback addresses and measures joining,
-// idling, a kill and a leave. It prints one line of JSON. benches/membership runs it beside N Annulus nodes, which do
-// the same in the same order (benches/membership/cluster.rs) and print the same keys.
+// idling, a kill and a leave. It reads commands, one a line, and answers each with one line of JSON. benches/membership
+// runs it beside N Annulus nodes, which take the same commands and answer with the same keys
+// (benches/membership/cluster.rs).
 //
 // It should run in a network namespace of its own, so that the counters of the loopback interface are its alone.
 package main
 
 import (
+	"bufio"
 	"encoding/json"
 	"flag"
 	"fmt"
 	"io"
 	"os"
 	"runtime"
+	"strconv"
+	"strings"
 	"sync"
 	"time"
 
@@ -22,32 +26,45 @@ func main() {
 	nodes := flag.Int("nodes", 20, "how many members")
 	profile := flag.String("profile", "lan", "lan, local, wan or grafana")
 	compression := flag.String("compression", "lzw", "lzw (memberlist's default) or none")
-	phases := flag.String("phases", "all", "all, or storm: only the join")
-	settle := flag.Duration("settle", 10*time.Second, "pause between the join and the idle phase")
-	idle := flag.Duration("idle", 30*time.Second, "length of the idle phase")
 	limit := flag.Duration("limit", time.Minute, "longest wait for one phase")
 	flag.Parse()
 
 	before := residentKB()
 	cluster := create(*nodes, *profile, *compression == "lzw")
-	result := map[string]any{"program": "memberlist", "nodes": *nodes, "profile": *profile, "compression": *compression}
-	cluster.storm(result, *limit)
-	if *phases == "all" {
-		time.Sleep(*settle)
-		runtime.GC() // what the storm left behind is not what a member needs
-		cluster.idle(result, *idle)
-		result["rss_kb"] = float64(residentKB()-before) / float64(*nodes)
-		victim := *nodes - 1
-		result["dead_ms"] = cluster.gone(victim, *limit, func() { _ = cluster.members[victim].Shutdown() })
-		leaver := *nodes - 2
-		result["left_ms"] = cluster.gone(leaver, *limit, func() { go cluster.members[leaver].Leave(*limit) })
+	answer(map[string]any{"program": "memberlist", "nodes": *nodes, "profile": *profile, "compression": *compression})
+	commands := bufio.NewScanner(os.Stdin)
+	for commands.Scan() {
+		words := strings.Fields(commands.Text())
+		switch {
+		case len(words) == 1 && words[0] == "storm":
+			answer(cluster.storm(*limit))
+		case len(words) == 2 && words[0] == "idle":
+			runtime.GC() // what the storm left behind is not what a member needs
+			seconds, err := strconv.Atoi(words[1])
+			if err != nil {
+				panic(err)
+			}
+			result := cluster.idle(time.Duration(seconds) * time.Second)
+			result["rss_kb"] = float64(residentKB()-before) / float64(*nodes)
+			answer(result)
+		case len(words) == 1 && words[0] == "kill":
+			victim := *nodes - 1
+			answer(map[string]any{"dead_ms": cluster.gone(victim, *limit, func() { _ = cluster.members[victim].Shutdown() })})
+		case len(words) == 1 && words[0] == "leave":
+			leaver := *nodes - 2
+			answer(map[string]any{"left_ms": cluster.gone(leaver, *limit, func() { go cluster.members[leaver].Leave(*limit) })})
+		default:
+			panic("there is no command " + commands.Text())
+		}
 	}
+}
+
+func answer(result map[string]any) {
 	line, err := json.Marshal(result)
 	if err != nil {
 		panic(err)
 	}
 	fmt.Println(string(line))
-	os.Exit(0)
 }
 
 type cluster struct {
@@ -117,7 +134,7 @@ func settings(profile string) *memberlist.Config {
 }
 
 // storm lets all members join the first one at once, and waits until everybody sees everybody.
-func (c *cluster) storm(result map[string]any, limit time.Duration) {
+func (c *cluster) storm(limit time.Duration) map[string]any {
 	bytes, _ := loopback()
 	cpu := cpuSeconds()
 	start := time.Now()
@@ -146,21 +163,25 @@ func (c *cluster) storm(result map[string]any, limit time.Duration) {
 	}
 	joining.Wait()
 	after, _ := loopback()
-	result["joined_ms"] = complete
-	result["join_cpu_s"] = cpuSeconds() - cpu
-	result["join_mb"] = (after - bytes) / 1e6
+	return map[string]any{
+		"joined_ms":  complete,
+		"join_cpu_s": cpuSeconds() - cpu,
+		"join_mb":    (after - bytes) / 1e6,
+	}
 }
 
 // idle counts what doing nothing costs.
-func (c *cluster) idle(result map[string]any, length time.Duration) {
+func (c *cluster) idle(length time.Duration) map[string]any {
 	bytes, packets := loopback()
 	cpu := cpuSeconds()
 	time.Sleep(length)
 	bytesAfter, packetsAfter := loopback()
 	nodes, seconds := float64(len(c.members)), length.Seconds()
-	result["idle_cpu_ms_per_s"] = (cpuSeconds() - cpu) * 1e3 / nodes / seconds
-	result["idle_bytes_per_s"] = (bytesAfter - bytes) / nodes / seconds
-	result["idle_packets_per_s"] = (packetsAfter - packets) / nodes / seconds
+	return map[string]any{
+		"idle_cpu_ms_per_s":  (cpuSeconds() - cpu) * 1e3 / nodes / seconds,
+		"idle_bytes_per_s":   (bytesAfter - bytes) / nodes / seconds,
+		"idle_packets_per_s": (packetsAfter - packets) / nodes / seconds,
+	}
 }
 
 // gone lets one member go, and returns when each of the others saw that, in milliseconds; 0 for those that did not.

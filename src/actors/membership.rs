@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, HashMap};
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use actix::{Actor, ActorFutureExt, Addr, AsyncContext, Context, Handler, ResponseFuture, Supervised, WrapFuture};
 use arc_swap::ArcSwap;
@@ -28,7 +28,7 @@ use crate::wire::{Label, StreamMessage};
 /// Packets handled before timers get their turn.
 const BATCH: usize = 64;
 
-/// How often what is shown is renewed when no member changes.
+/// How long what is shown may be out of date when no member changes.
 const PUBLISH_PERIOD: Duration = Duration::from_secs(1);
 
 /// Exchanges that peers began have the top bit set, so that they never meet the ids of our own.
@@ -69,8 +69,8 @@ pub(crate) struct MembershipParts {
 pub(crate) struct Membership {
     parts: Arc<MembershipParts>,
     swim: Swim,
-    /// The core's count of changes when the members were last published.
-    published: u64,
+    /// The core's count of changes when the members were last published, and when the rest was last looked at.
+    published: (u64, Instant),
     timer: CoreTimer,
     inbound: HashMap<u64, oneshot::Sender<Option<Bytes>>>,
     next_inbound: u64,
@@ -108,7 +108,7 @@ impl Membership {
         Self {
             parts,
             swim,
-            published: 0,
+            published: (0, now.mono),
             timer: CoreTimer::default(),
             inbound: HashMap::new(),
             next_inbound: 0,
@@ -151,9 +151,7 @@ impl Membership {
                 tracing::warn!("the gossip store is overloaded: updates dropped");
             }
         }
-        if self.swim.changes() != self.published {
-            self.publish();
-        }
+        self.publish_changes();
         self.set_timer(ctx);
         packets
     }
@@ -200,8 +198,29 @@ impl Membership {
         }
     }
 
+    /// Members are shown at once, the rest at most once a period. It changes by what passes through here only, so an idle
+    /// node has nothing to wake for.
+    fn publish_changes(&mut self) {
+        let (changes, looked) = self.published;
+        if self.swim.changes() != changes {
+            return self.publish();
+        }
+        let now = Instant::now();
+        if now.saturating_duration_since(looked) < PUBLISH_PERIOD {
+            return;
+        }
+        self.published.1 = now;
+        let shown = self.parts.members.load();
+        if shown.health_score != self.swim.health_score()
+            || shown.queued_broadcasts != self.swim.queued_broadcasts()
+            || shown.refused != refused(self.swim.stats())
+        {
+            self.publish();
+        }
+    }
+
     fn publish(&mut self) {
-        self.published = self.swim.changes();
+        self.published = (self.swim.changes(), Instant::now());
         let mut list = self.swim.members();
         list.sort_by(|a, b| a.name.cmp(&b.name));
         self.parts.members.store(Arc::new(Members {
@@ -250,8 +269,6 @@ impl Actor for Membership {
     fn started(&mut self, ctx: &mut Self::Context) {
         self.publish();
         self.pump(ctx);
-        // Queue, health and refusals change without any change of the members.
-        ctx.run_interval(PUBLISH_PERIOD, |this, _| this.publish());
         // Packets come one batch at a time: the next is taken when the last one is handled, so timers get their turn.
         let (queue, address) = (self.parts.queue.clone(), ctx.address());
         ctx.spawn(

@@ -94,6 +94,7 @@ pub use crate::wire::MAX_META;
 use self::awareness::Awareness;
 use self::broadcast::Broadcasts;
 use self::catch_up::CatchUp;
+use self::gossip::GossipTick;
 use self::join::{Joins, Rejoin};
 use self::leave::Leave;
 use self::member::Table;
@@ -124,6 +125,7 @@ pub struct Swim {
     joins: Joins,
     rejoin: Rejoin,
     catch_up: CatchUp,
+    gossip_tick: GossipTick,
     leave: Leave,
     seq_no: u32,
     timers: Timers,
@@ -214,6 +216,7 @@ impl Swim {
             joins: Joins::default(),
             rejoin: Rejoin::default(),
             catch_up: CatchUp::default(),
+            gossip_tick: GossipTick::default(),
             leave: Leave::No,
             seq_no,
             timers: Timers::default(),
@@ -257,6 +260,9 @@ impl Swim {
                 self.timers.schedule(now + phase, timer);
             }
         }
+        if !self.config.gossip_interval.is_zero() {
+            self.gossip_tick = GossipTick::Scheduled;
+        }
         self.rejoin_soon(now);
     }
 
@@ -284,6 +290,7 @@ impl Swim {
         while let Some((due, timer)) = self.timers.pop_due(at) {
             self.on_timer(at, due, timer);
         }
+        self.wake_gossip(at);
         self.check_leave_done();
     }
 
@@ -358,7 +365,7 @@ impl Swim {
             Timer::RelayNack(seq_no) => self.relay_nack_due(seq_no),
             Timer::RelayEnd(seq_no) => self.relay_end_due(seq_no),
             Timer::Gossip => {
-                self.again(now, due, self.config.gossip_interval, Timer::Gossip);
+                self.gossip_tick = GossipTick::Asleep { last: due };
                 self.gossip(now);
             }
             Timer::PushPull => {

@@ -39,13 +39,11 @@ impl StreamBudget {
     }
 
     /// A place for a stream from `ip`, or `None` when a limit is reached.
-    ///
-    /// Nodes of one machine all dial from the same loopback address, and nobody else does: they share the total alone.
     pub(super) fn try_take(self: &Arc<Self>, ip: IpAddr) -> Option<StreamPermit> {
         let ip = ip.to_canonical();
         let mut open = lock(&self.open);
         let here = open.per_ip.get(&ip).copied().unwrap_or(0);
-        if open.total >= self.max_total || (here >= self.max_per_ip && !ip.is_loopback()) {
+        if open.total >= self.max_total || here >= self.max_per_ip {
             return None;
         }
         open.total += 1;
@@ -155,16 +153,6 @@ mod tests {
         drop(first);
         let _fourth = budget.try_take(modest).unwrap();
         assert!(budget.try_take("10.0.0.3".parse().unwrap()).is_none(), "three in total again");
-    }
-
-    #[test]
-    fn nodes_of_one_machine_may_fill_the_total() {
-        let budget = StreamBudget::new(&Limits { max_streams: 3, max_streams_per_ip: 1, ..Limits::default() });
-        let taken: Vec<_> = ["127.0.0.1", "::1", "127.0.0.1", "127.0.0.1"]
-            .iter()
-            .map(|ip| budget.try_take(ip.parse().unwrap()))
-            .collect();
-        assert_eq!(taken.iter().map(Option::is_some).collect::<Vec<_>>(), [true, true, true, false]);
     }
 
     #[test]

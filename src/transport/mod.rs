@@ -129,7 +129,7 @@ pub struct InboundPacket {
 pub struct Limits {
     /// Accepted streams that may be open at the same time. Default 128, as memberlist allows push/pulls.
     pub max_streams: usize,
-    /// Accepted streams that may be open at the same time from one IP address, loopback excepted. Default 16.
+    /// Accepted streams that may be open at the same time from one IP address. Default 16.
     pub max_streams_per_ip: usize,
     /// Receive buffer to ask the system for, in bytes a UDP socket. Halved until the system accepts. Default 2 MiB.
     pub receive_buffer: usize,

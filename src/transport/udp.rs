@@ -24,8 +24,9 @@ const LEAST_RECEIVE_BUFFER: usize = 64 * 1024;
 #[derive(Debug)]
 pub(super) struct UdpSockets {
     sockets: Vec<UdpSocket>,
-    /// Every datagram is received here and then copied, so that a small packet does not keep 64 KiB alive.
-    buffer: Mutex<Box<[u8]>>,
+    /// Every datagram is received here and then copied, so that a small packet does not keep 64 KiB alive. Only reserved,
+    /// not filled: what no datagram reaches costs no memory.
+    buffer: Mutex<Vec<u8>>,
     /// Where the next batch starts, so that a flood on one socket does not starve the others.
     turn: AtomicUsize,
 }
@@ -54,8 +55,7 @@ fn ask_receive_buffer(wanted: usize, mut ask: impl FnMut(usize) -> io::Result<()
 
 impl UdpSockets {
     pub(super) fn new(sockets: Vec<UdpSocket>) -> Self {
-        let buffer = Mutex::new(vec![0; LARGEST_DATAGRAM].into_boxed_slice());
-        Self { sockets, buffer, turn: AtomicUsize::new(0) }
+        Self { sockets, buffer: Mutex::new(Vec::with_capacity(LARGEST_DATAGRAM)), turn: AtomicUsize::new(0) }
     }
 
     /// Bytes of the smallest receive buffer, as the system reports it (Linux: twice what was asked for).
@@ -107,9 +107,10 @@ impl UdpSockets {
         let mut failed = Ok(0);
         for socket in rotated(&self.sockets, self.turn.fetch_add(1, Ordering::Relaxed)) {
             while taken < max {
-                match socket.try_recv_from(&mut buffer) {
-                    Ok((length, from)) => {
-                        let bytes = Bytes::copy_from_slice(&buffer[..length]);
+                buffer.clear();
+                match socket.try_recv_buf_from(&mut *buffer) {
+                    Ok((_, from)) => {
+                        let bytes = Bytes::copy_from_slice(&buffer);
                         counters.received(bytes.len());
                         into.push(InboundPacket { from, bytes });
                         taken += 1;
