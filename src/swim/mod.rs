@@ -105,6 +105,9 @@ use self::timers::{Timer, Timers};
 use crate::clock::Now;
 use crate::wire::message::{MemberState, NodeName, VSN, WireIp};
 
+/// Room for outputs that is kept when there are none.
+const OUTPUTS_KEPT: usize = 16;
+
 /// The membership core of one node. See the [module](self).
 #[derive(Debug)]
 pub struct Swim {
@@ -296,7 +299,12 @@ impl Swim {
 
     /// The next thing to do, until `None`.
     pub fn poll_output(&mut self) -> Option<Output> {
-        self.outputs.pop_front()
+        let output = self.outputs.pop_front();
+        if output.is_none() {
+            // A join of many brings hundreds at once, which are large, and then hardly any.
+            self.outputs.shrink_to(OUTPUTS_KEPT);
+        }
+        output
     }
 
     /// When to call [`Swim::handle`] with [`Input::Tick`], unless something happens before.
