@@ -5,9 +5,12 @@ use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
-use actix::{Actor, ActorFutureExt, Addr, AsyncContext, Context, Handler, ResponseFuture, Supervised, WrapFuture};
+use actix::{
+    Actor, ActorFutureExt, Addr, AsyncContext, Context, Handler, ResponseFuture, StreamHandler, Supervised, WrapFuture,
+};
 use arc_swap::ArcSwap;
 use bytes::Bytes;
+use futures_util::stream;
 use rand::SeedableRng;
 use rand::rngs::SmallRng;
 use tokio::sync::{oneshot, watch};
@@ -22,7 +25,7 @@ use crate::clock::Now;
 use crate::swim::{
     Durable, ExchangeId, Input, LocalNode, Member, MemberEvent, Output, Stats, Swim, SwimConfig, UserBroadcast,
 };
-use crate::transport::PacketQueue;
+use crate::transport::{InboundPacket, PacketQueue};
 use crate::wire::{Label, StreamMessage};
 
 /// Packets handled before timers get their turn.
@@ -56,7 +59,8 @@ pub(crate) struct MembershipParts {
     pub(crate) events: EventHub,
     pub(crate) transport: OnceLock<Addr<TransportActor>>,
     pub(crate) gossip: OnceLock<Addr<Gossip>>,
-    pub(crate) durable: Mutex<Option<Durable>>,
+    /// Whether the core before this one had left; `None` when there was none. Its members are those published.
+    pub(crate) had_left: Mutex<Option<bool>>,
     /// Names of peers to join, as configured.
     pub(crate) join_members: Vec<String>,
     pub(crate) join: JoinPolicy,
@@ -95,13 +99,16 @@ impl Membership {
         // Of its own for each core, straight from the operating system: a core that takes over after a crash must not
         // repeat the nonces of the one before.
         let nonces = rand::make_rng();
-        let durable = parts.durable.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let had_left = *parts.had_left.lock().unwrap_or_else(PoisonError::into_inner);
+        let seeds = parts.seeds.lock().unwrap_or_else(PoisonError::into_inner).clone();
         let now = Now::read();
-        let mut swim = match durable {
-            Some(durable) => Swim::resume(config, local, rng, nonces, now, durable),
+        let mut swim = match had_left {
+            Some(left) => {
+                let durable = Durable { members: parts.members.load().list.clone(), left, seeds: seeds.clone() };
+                Swim::resume(config, local, rng, nonces, now, durable)
+            }
             None => Swim::new(config, local, rng, nonces, now),
         };
-        let seeds = parts.seeds.lock().unwrap_or_else(PoisonError::into_inner).clone();
         if !seeds.is_empty() {
             swim.handle(now, Input::SetSeeds(seeds));
         }
@@ -229,7 +236,7 @@ impl Membership {
             queued_broadcasts: self.swim.queued_broadcasts(),
             refused: refused(self.swim.stats()),
         }));
-        *self.parts.durable.lock().unwrap_or_else(PoisonError::into_inner) = Some(self.swim.durable());
+        *self.parts.had_left.lock().unwrap_or_else(PoisonError::into_inner) = Some(self.swim.has_left());
     }
 
     fn set_timer(&mut self, ctx: &mut Context<Self>) {
@@ -270,20 +277,11 @@ impl Actor for Membership {
         self.publish();
         self.pump(ctx);
         // Packets come one batch at a time: the next is taken when the last one is handled, so timers get their turn.
-        let (queue, address) = (self.parts.queue.clone(), ctx.address());
-        ctx.spawn(
-            async move {
-                loop {
-                    let batch = queue.pop_batch(BATCH).await;
-                    let packets = batch.into_iter().map(|packet| (packet.from, packet.bytes)).collect();
-                    if address.send(Packets(packets)).await.is_err() {
-                        return;
-                    }
-                    tokio::task::yield_now().await;
-                }
-            }
-            .into_actor(self),
-        );
+        ctx.add_stream(stream::unfold(self.parts.queue.clone(), |queue| async move {
+            tokio::task::yield_now().await;
+            let batch = queue.pop_batch(BATCH).await;
+            Some((batch, queue))
+        }));
         ctx.spawn(follow_seeds(self.parts.clone(), ctx.address()).into_actor(self));
     }
 }
@@ -301,19 +299,16 @@ impl Supervised for Membership {
 drillable!(Membership);
 
 /// Packets from the network.
-struct Packets(Vec<(SocketAddr, Bytes)>);
-message!(Packets => ());
-
-impl Handler<Packets> for Membership {
-    type Result = ();
-
-    fn handle(&mut self, Packets(packets): Packets, ctx: &mut Self::Context) {
+impl StreamHandler<Vec<InboundPacket>> for Membership {
+    fn handle(&mut self, packets: Vec<InboundPacket>, ctx: &mut Self::Context) {
         let now = Now::read();
-        for (from, bytes) in packets {
+        for InboundPacket { from, bytes } in packets {
             self.swim.handle(now, Input::Packet { from, bytes });
         }
         self.pump(ctx);
     }
+
+    fn finished(&mut self, _: &mut Self::Context) {}
 }
 
 /// A stream that a peer opened. The answer is what to write back, or nothing.

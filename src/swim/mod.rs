@@ -139,9 +139,12 @@ pub struct Swim {
 /// What must outlive the actor that runs a core: enough to go on as the same member. See [`Swim::resume`].
 #[derive(Clone, Debug)]
 pub struct Durable {
-    members: Vec<Member>,
-    left: bool,
-    seeds: Vec<std::net::SocketAddr>,
+    /// [`Swim::members`].
+    pub members: Vec<Member>,
+    /// [`Swim::has_left`].
+    pub left: bool,
+    /// What [`Input::SetSeeds`] said last.
+    pub seeds: Vec<std::net::SocketAddr>,
 }
 
 impl Swim {
@@ -153,6 +156,8 @@ impl Swim {
     #[must_use]
     pub fn new(config: SwimConfig, local: LocalNode, rng: SmallRng, nonces: StdRng, now: Now) -> Self {
         let mut swim = Self::empty(config, local, rng, nonces);
+        // Small numbers are short on the wire.
+        swim.seq_no &= 0x3f;
         swim.insert_self(now.mono, 1);
         swim.start(now.mono);
         swim
@@ -359,7 +364,13 @@ impl Swim {
     /// What [`Swim::resume`] needs. Copies the table, so take it when [`Swim::changes`] has moved.
     #[must_use]
     pub fn durable(&self) -> Durable {
-        Durable { members: self.members(), left: self.leave != Leave::No, seeds: self.rejoin.seeds.clone() }
+        Durable { members: self.members(), left: self.has_left(), seeds: self.rejoin.seeds.clone() }
+    }
+
+    /// Whether this node said goodbye, or is about to.
+    #[must_use]
+    pub fn has_left(&self) -> bool {
+        self.leave != Leave::No
     }
 
     fn on_timer(&mut self, now: Instant, due: Instant, timer: Timer) {

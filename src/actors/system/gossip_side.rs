@@ -121,7 +121,7 @@ pub(super) fn start_gossip(
         events: events.clone(),
         transport: OnceLock::new(),
         gossip: OnceLock::new(),
-        durable: Mutex::new(None),
+        had_left: Mutex::new(None),
         join_members: config.memberlist.join_members.clone(),
         join: JoinPolicy {
             max_retries: config.memberlist.max_join_retries,
