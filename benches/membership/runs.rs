@@ -127,9 +127,14 @@ fn go_program(given: Option<&Path>) -> Result<Option<PathBuf>> {
         eprintln!("SKIPPED: memberlist, because there is no `go` to build interop/memberlist-bench with");
         return Ok(None);
     }
+    let source = Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/interop/memberlist-bench"));
+    if !source.is_dir() {
+        eprintln!("SKIPPED: memberlist, because interop/memberlist-bench is not in the package, only in the repository");
+        return Ok(None);
+    }
     let program = Path::new(env!("CARGO_TARGET_TMPDIR")).join("memberlist-bench");
     let built = Command::new("go")
-        .current_dir(concat!(env!("CARGO_MANIFEST_DIR"), "/interop/memberlist-bench"))
+        .current_dir(source)
         .args(["build", "-o"])
         .arg(&program)
         .arg(".")

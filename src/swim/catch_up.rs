@@ -5,6 +5,10 @@
 //! hundred nodes, and the profiles that gossip seldom, or repeat little, need the next push/pull. So for some time after
 //! its join a node asks again, first the member through which it joined (which by then knows those who came later), then
 //! random ones, for as long as that brings somebody new. A node that joins a quiet cluster asks once.
+//!
+//! What a newcomer learns from these answers is news to nobody but itself, so it does not pass it on: in a crowd, that
+//! would be most of the traffic. A node that joined through several members, or through which others joined, may stand
+//! between two clusters, and passes on all.
 
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
@@ -36,14 +40,37 @@ pub(super) struct CatchUp {
     pause: Duration,
     /// The member through which we joined, until it was asked again.
     through: Option<SocketAddr>,
+    /// Through how many members we joined.
+    joins: u32,
+    /// Whether somebody joined through us.
+    is_host: bool,
+    /// Whether what is being merged is news to us alone.
+    pub(super) is_known: bool,
 }
 
 impl Swim {
     /// This node joined through a member.
     pub(super) fn begin_catch_up(&mut self, now: Instant, through: SocketAddr) {
-        let at = self.catch_up.at;
-        self.catch_up = CatchUp { until: Some(now + WINDOW), at, pause: PAUSE, through: Some(through) };
+        self.catch_up.joins = self.catch_up.joins.saturating_add(1);
+        self.catch_up.until = Some(now + WINDOW);
+        self.catch_up.pause = PAUSE;
+        self.catch_up.through = Some(through);
         self.catch_up_soon(now);
+    }
+
+    /// Somebody joins through us.
+    pub(super) fn hosts(&mut self) {
+        self.catch_up.is_host = true;
+    }
+
+    /// Whether an answer to an exchange of ours tells only what the others know.
+    pub(super) fn is_known_to_others(&self, purpose: Purpose) -> bool {
+        let others = match purpose {
+            Purpose::Join(_) => self.catch_up.joins,
+            Purpose::CatchUp => self.catch_up.joins.saturating_sub(1),
+            Purpose::Periodic | Purpose::Rejoin => return false,
+        };
+        others == 0 && !self.catch_up.is_host
     }
 
     /// Somebody new is known, or an answer failed to come: there may be more to learn.

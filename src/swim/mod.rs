@@ -38,6 +38,8 @@
 //!   member that is accused of what it refuted already announces itself again.
 //! * Seeds and failed members are contacted again: a partition heals by itself, however long it took.
 //! * After a join a node asks again who else joined, so that many that start together know each other within a second.
+//!   What a newcomer learns from the answers it does not pass on.
+//! * A lone ping or ack carries no checksum, whatever the peer's version; memberlist, too, sends them without.
 //! * The two forms of an IPv4 address (4 bytes, or 16) count as the same address.
 //! * In clusters below ten members broadcasts are sent more often; see [`retransmit_limit`].
 //! * Broadcasts that fit no packet go over streams.
@@ -195,6 +197,7 @@ impl Swim {
             swim.start_suspicion(now.mono, name, swim.local.name.clone());
         }
         swim.rejoin.seeds = durable.seeds;
+        swim.hosts();
         swim.start(now.mono);
         if durable.left {
             swim.resume_leave(now.mono);

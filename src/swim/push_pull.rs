@@ -144,6 +144,9 @@ impl Swim {
             StreamMessage::PushPull(remote) => {
                 self.stats.push_pulls_accepted += 1;
                 let join = remote.join;
+                if join {
+                    self.hosts();
+                }
                 self.exchanges.open.insert(exchange, Exchange::In { from, label, remote });
                 self.guard(now, exchange);
                 self.outputs.push_back(Output::NeedUserState { exchange, join });
@@ -210,7 +213,10 @@ impl Swim {
         let merged = match result {
             Ok(Some(StreamMessage::PushPull(remote))) => {
                 let peer = remote.nodes.iter().position(|node| is_at(node, to));
-                self.merge(now, remote, peer)
+                self.catch_up.is_known = self.is_known_to_others(purpose);
+                let merged = self.merge(now, remote, peer);
+                self.catch_up.is_known = false;
+                merged
             }
             Ok(Some(StreamMessage::Error(error))) => Err(format!("the peer refused: {error}")),
             Ok(Some(_)) => Err("the peer answered something else".to_owned()),

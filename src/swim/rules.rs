@@ -105,7 +105,9 @@ impl Swim {
         self.rejoin.failed.remove(&alive.node);
         self.stats.alive_accepted += 1;
         self.changes += 1;
-        self.broadcast_member(alive.node.clone(), &Message::Alive(alive.clone()));
+        if !self.catch_up.is_known {
+            self.broadcast_member(alive.node.clone(), &Message::Alive(alive.clone()));
+        }
         let member = Member {
             name: alive.node,
             addr: alive.addr,
