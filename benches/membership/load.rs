@@ -1,6 +1,7 @@
 //! A compiler at work beside the nodes: what a busy developer's machine or CI runner is.
 
 use std::env;
+use std::os::unix::process::CommandExt;
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
@@ -25,6 +26,7 @@ impl Compiler {
             .arg(concat!(env!("CARGO_MANIFEST_DIR"), "/Cargo.toml"))
             .arg("--target-dir")
             .arg(target.path())
+            .process_group(0)
             .stdin(Stdio::null())
             .stderr(Stdio::null())
             .spawn()
@@ -36,8 +38,8 @@ impl Compiler {
 
 impl Drop for Compiler {
     fn drop(&mut self) {
-        // Cargo ends the compilers that it started when it goes.
-        let _ = Command::new("kill").args(["-INT", &self.cargo.id().to_string()]).status();
+        // With all compilers that it started.
+        let _ = Command::new("kill").args(["-TERM", "--", &format!("-{}", self.cargo.id())]).status();
         let _ = self.cargo.wait();
     }
 }

@@ -129,16 +129,13 @@ fn go_program(given: Option<&Path>) -> Result<Option<PathBuf>> {
     }
     let source = Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/interop/memberlist-bench"));
     if !source.is_dir() {
-        eprintln!("SKIPPED: memberlist, because interop/memberlist-bench is not in the package, only in the repository");
+        eprintln!(
+            "SKIPPED: memberlist, because interop/memberlist-bench is not in the package, only in the repository"
+        );
         return Ok(None);
     }
     let program = Path::new(env!("CARGO_TARGET_TMPDIR")).join("memberlist-bench");
-    let built = Command::new("go")
-        .current_dir(source)
-        .args(["build", "-o"])
-        .arg(&program)
-        .arg(".")
-        .status()?;
+    let built = Command::new("go").current_dir(source).args(["build", "-o"]).arg(&program).arg(".").status()?;
     ensure!(built.success(), "interop/memberlist-bench cannot be built");
     Ok(Some(program))
 }
