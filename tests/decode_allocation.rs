@@ -161,6 +161,7 @@ fn a_packet_in_order_makes_its_message_and_nothing_else() {
         let packet = encode_packets(&parts, &options, true, &mut StdRng::seed_from_u64(1)).remove(0);
         // A slice of a buffer that is shared for the first time makes the counter that shares it.
         let packet = Bytes::clone(&packet);
+        let _label = options.label.clone();
         let (_, count) = measured(|| {
             assert_eq!(decode_packet(&packet, &options).map(|packet| packet.messages).as_ref(), Ok(&messages));
         });

@@ -1,5 +1,6 @@
 //! What happens on a node, as a stream for its host, its logs and its pages.
 
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use serde::Serialize;
@@ -100,21 +101,28 @@ pub enum NodeEvent {
 }
 
 /// Where events go in and come out. A reader that is too slow misses the oldest ones and is told how many.
+///
+/// The room for events that wait (100 KB) is taken when somebody first wants to read them.
 #[derive(Clone, Debug)]
-pub(crate) struct EventHub(broadcast::Sender<NodeEvent>);
+pub(crate) struct EventHub(Arc<OnceLock<broadcast::Sender<NodeEvent>>>);
+
+/// How many events wait for a reader.
+const WAITING: usize = 1024;
 
 impl EventHub {
     pub(crate) fn new() -> Self {
-        Self(broadcast::Sender::new(1024))
+        Self(Arc::default())
     }
 
     pub(crate) fn publish(&self, event: NodeEvent) {
         tracing::info!(event = ?event);
-        // Nobody listening is fine.
-        let _ = self.0.send(event);
+        if let Some(readers) = self.0.get() {
+            // That they are all gone is fine.
+            let _ = readers.send(event);
+        }
     }
 
     pub(crate) fn subscribe(&self) -> broadcast::Receiver<NodeEvent> {
-        self.0.subscribe()
+        self.0.get_or_init(|| broadcast::Sender::new(WAITING)).subscribe()
     }
 }

@@ -117,7 +117,7 @@ impl Handler<Exchange> for TransportActor {
 }
 
 async fn receive(parts: Arc<TransportParts>) {
-    let mut batch = Vec::with_capacity(BATCH);
+    let mut batch = Vec::new();
     // Ends when the transport is closed: the node is ending.
     while parts.transport.recv_packets(&mut batch, BATCH).await.is_ok() {
         for packet in batch.drain(..) {

@@ -123,7 +123,33 @@ impl NodeBuilder {
         starting.recv().unwrap_or_else(|_| Err(died_at_start()))
     }
 
-    fn spawn(mut self, report: impl FnOnce(Result<Node, StartError>) + Send + 'static) -> Result<(), StartError> {
+    /// Like [`NodeBuilder::start`], but on the calling thread, so that many nodes can share one: for simulations,
+    /// benchmarks and tests. Whatever blocks that thread holds up all of its nodes, which makes them look dead to
+    /// others; a server wants [`NodeBuilder::start`].
+    ///
+    /// # Errors
+    /// [`StartError`]; nothing is left running then.
+    ///
+    /// # Panics
+    /// Outside of a [`tokio::task::LocalSet`].
+    pub fn start_local(self) -> Result<Node, StartError> {
+        let (config, extras) = self.prepared()?;
+        let (node, running) = launch(config, extras)?;
+        tokio::task::spawn_local(running);
+        Ok(node)
+    }
+
+    fn spawn(self, report: impl FnOnce(Result<Node, StartError>) + Send + 'static) -> Result<(), StartError> {
+        let (config, extras) = self.prepared()?;
+        let name = format!("annulus-{}", config.node.id);
+        std::thread::Builder::new()
+            .name(name)
+            .spawn(move || run(config, extras, report))
+            .map_err(StartError::Thread)?;
+        Ok(())
+    }
+
+    fn prepared(mut self) -> Result<(Config, Extras), StartError> {
         self.config.node.id = self.id;
         if self.meta.len() > crate::wire::MAX_META {
             return Err(StartError::Config(format!("the meta has {} bytes, at most 512 are allowed", self.meta.len())));
@@ -136,13 +162,7 @@ impl NodeBuilder {
             meta: self.meta,
             dns_server: self.dns_server,
         };
-        let config = self.config;
-        let name = format!("annulus-{}", config.node.id);
-        std::thread::Builder::new()
-            .name(name)
-            .spawn(move || run(config, extras, report))
-            .map_err(StartError::Thread)?;
-        Ok(())
+        Ok((self.config, extras))
     }
 }
 
@@ -158,14 +178,20 @@ fn run(config: Config, extras: Extras, report: impl FnOnce(Result<Node, StartErr
     };
     let local = tokio::task::LocalSet::new();
     local.block_on(&runtime, async move {
-        let (commands, received) = mpsc::unbounded_channel();
-        match System::start(config, extras) {
-            Ok(system) => {
-                let store = OnNode::wrap(system.store.clone(), system.handle.clone());
-                report(Ok(Node { system: system.clone(), commands, store }));
-                system.run(received).await;
+        match launch(config, extras) {
+            Ok((node, running)) => {
+                report(Ok(node));
+                running.await;
             }
             Err(error) => report(Err(error)),
         }
     });
+}
+
+/// Starts the actors on this thread. The node ends with the future, and the future when the node ends.
+fn launch(config: Config, extras: Extras) -> Result<(Node, impl Future<Output = ()>), StartError> {
+    let (commands, received) = mpsc::unbounded_channel();
+    let system = System::start(config, extras)?;
+    let store = OnNode::wrap(system.store.clone(), system.handle.clone());
+    Ok((Node { system: system.clone(), commands, store }, system.run(received)))
 }

@@ -62,13 +62,14 @@ impl Swim {
         }
     }
 
-    /// Sends a message together with as many queued broadcasts as fit.
+    /// Sends a message together with as many queued broadcasts as fit. One without any carries no checksum, as with
+    /// memberlist: there is nothing in a ping or an ack that would be believed for long.
     pub(super) fn send_with_news(&mut self, to: SocketAddr, message: &Message, crc: bool) {
         let first = encode_message(message);
         let room = self.message_budget().saturating_sub(COMPOUND_HEADER + COMPOUND_PART + first.len());
         let limit = self.retransmit_limit();
         let mut parts = vec![first];
         parts.extend(self.broadcasts.fetch(room, limit));
-        self.send_parts(to, &parts, crc);
+        self.send_parts(to, &parts, crc && parts.len() > 1);
     }
 }

@@ -9,7 +9,7 @@ use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::time::Instant;
 
-use super::timers::Timer;
+use super::timers::{Timer, TimerId};
 use super::{ExchangeId, Output, Swim};
 use crate::wire::message::{
     Ack, IndirectPing, MemberState, Message, Nack, NodeName, Ping, Source, StreamMessage, Suspect, WireIp,
@@ -37,6 +37,7 @@ struct Probe {
     target: NodeName,
     incarnation: u32,
     deadline: Instant,
+    timers: [TimerId; 2],
     nacks_expected: u32,
     nacks: u32,
     stream: Option<ExchangeId>,
@@ -103,13 +104,17 @@ impl Swim {
 
         let seq_no = self.next_seq_no();
         let deadline = now + self.config.probe_interval * (score + 1);
-        self.timers.schedule((now + self.config.probe_timeout).min(deadline), Timer::ProbeTimeout(seq_no));
-        self.timers.schedule(deadline, Timer::ProbeEnd(seq_no));
+        let timeout = (now + self.config.probe_timeout).min(deadline);
+        let timers = [
+            self.timers.schedule(timeout, Timer::ProbeTimeout(seq_no)),
+            self.timers.schedule(deadline, Timer::ProbeEnd(seq_no)),
+        ];
         self.probing.current = Some(Probe {
             seq_no,
             target: target.name.clone(),
             incarnation: target.incarnation,
             deadline,
+            timers,
             nacks_expected: 0,
             nacks: 0,
             stream: None,
@@ -207,7 +212,10 @@ impl Swim {
     }
 
     pub(super) fn on_ack(&mut self, now: Instant, ack: &Ack) {
-        if self.probing.current.take_if(|probe| probe.seq_no == ack.seq_no).is_some() {
+        if let Some(probe) = self.probing.current.take_if(|probe| probe.seq_no == ack.seq_no) {
+            for timer in probe.timers {
+                self.timers.cancel(timer);
+            }
             self.awareness.improve();
             self.probe_ended(now);
         } else if let Some(relay) = self.probing.relays.remove(&ack.seq_no) {

@@ -44,6 +44,15 @@ pub(super) enum Purpose {
     Join(u64),
     /// To find a lost seed or member again.
     Rejoin,
+    /// To hear who joined when we did.
+    CatchUp,
+}
+
+impl Purpose {
+    /// Whether the peer may not know us yet: what the protocol calls a join.
+    fn is_join(self) -> bool {
+        matches!(self, Self::Join(_) | Self::Rejoin)
+    }
 }
 
 /// A push/pull in progress.
@@ -101,7 +110,7 @@ impl Swim {
         self.stats.push_pulls_started += 1;
         self.exchanges.open.insert(exchange, Exchange::Out { to, purpose, sent: false });
         self.guard(now, exchange);
-        self.outputs.push_back(Output::NeedUserState { exchange, join: purpose != Purpose::Periodic });
+        self.outputs.push_back(Output::NeedUserState { exchange, join: purpose.is_join() });
     }
 
     /// Ends an exchange that got no answer from whoever runs the core: it may have been restarted in between.
@@ -136,6 +145,9 @@ impl Swim {
             StreamMessage::PushPull(remote) => {
                 self.stats.push_pulls_accepted += 1;
                 let join = remote.join;
+                if join {
+                    self.hosts();
+                }
                 self.exchanges.open.insert(exchange, Exchange::In { from, label, remote });
                 self.guard(now, exchange);
                 self.outputs.push_back(Output::NeedUserState { exchange, join });
@@ -165,7 +177,7 @@ impl Swim {
         match self.exchanges.open.get_mut(&exchange) {
             Some(Exchange::Out { to, purpose, sent }) if !*sent => {
                 *sent = true;
-                let (to, join) = (*to, *purpose != Purpose::Periodic);
+                let (to, join) = (*to, purpose.is_join());
                 let bytes = self.own_state(join, user_state, None);
                 let timeout = self.config.stream_timeout;
                 self.outputs.push_back(Output::OpenStream { exchange, to, bytes, expect_reply: true, timeout });
@@ -200,14 +212,17 @@ impl Swim {
         let merged = match result {
             Ok(Some(StreamMessage::PushPull(remote))) => {
                 let peer = remote.nodes.iter().position(|node| is_at(node, to));
-                self.check_answer(&remote).and_then(|()| self.merge(now, remote, peer, Origin::Answer))
+                self.catch_up.is_known = self.is_known_to_others(purpose);
+                let merged = self.check_answer(&remote).and_then(|()| self.merge(now, remote, peer, Origin::Answer));
+                self.catch_up.is_known = false;
+                merged
             }
             Ok(Some(StreamMessage::Error(error))) => Err(format!("the peer refused: {error}")),
             Ok(Some(_)) => Err("the peer answered something else".to_owned()),
             Ok(None) => Err("closed without an answer".to_owned()),
             Err(error) => Err(error),
         };
-        if purpose != Purpose::Periodic && merged == Ok(Merged::Yes) && own_incarnation(self) != before {
+        if purpose.is_join() && merged == Ok(Merged::Yes) && own_incarnation(self) != before {
             // The peer holds something against us. We refuted, but those who think us dead may never gossip with us.
             self.begin_push_pull(now, to, Purpose::Periodic);
         }
@@ -234,11 +249,13 @@ impl Swim {
 
     fn push_pull_ended(&mut self, now: Instant, to: SocketAddr, purpose: Purpose, result: Result<Merged, String>) {
         self.stats.push_pulls_failed += u64::from(result.is_err());
-        if purpose != Purpose::Periodic {
+        if purpose.is_join() {
             self.say_goodbye_to(to);
         }
-        if let Purpose::Join(id) = purpose {
-            self.join_contact_ended(now, id, to, result);
+        match purpose {
+            Purpose::Join(id) => self.join_contact_ended(now, id, to, result),
+            Purpose::CatchUp if result.is_err() => self.catch_up_soon(now),
+            Purpose::CatchUp | Purpose::Periodic | Purpose::Rejoin => {}
         }
     }
 

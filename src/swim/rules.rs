@@ -110,7 +110,9 @@ impl Swim {
         self.rejoin.failed.remove(&alive.node);
         self.stats.alive_accepted += 1;
         self.changes += 1;
-        self.broadcast_member(alive.node.clone(), &Message::Alive(alive.clone()));
+        if !self.catch_up.is_known {
+            self.broadcast_member(alive.node.clone(), &Message::Alive(alive.clone()));
+        }
         let member = Member {
             name: alive.node,
             addr: alive.addr,
@@ -123,6 +125,7 @@ impl Swim {
         };
         self.table.insert(member.clone(), &mut self.rng);
         self.event(MemberEvent::Joined(member));
+        self.catch_up_soon(now);
     }
 
     /// Somebody is suspected.

@@ -41,7 +41,13 @@ pub(super) fn bind(config: &Config, extras: &Extras) -> Result<Arc<dyn Transport
         return Ok(transport.clone());
     }
     let memberlist = &config.memberlist;
-    let transport = NetTransport::bind(&memberlist.bind_addresses(), memberlist.bind_port, Limits::default())?;
+    let addresses = memberlist.bind_addresses();
+    let mut limits = Limits::default();
+    if addresses.iter().all(IpAddr::is_loopback) {
+        // All nodes of this machine dial from one address, and nobody else does.
+        limits.max_streams_per_ip = limits.max_streams;
+    }
+    let transport = NetTransport::bind(&addresses, memberlist.bind_port, limits)?;
     Ok(Arc::new(transport))
 }
 
@@ -126,7 +132,7 @@ pub(super) fn start_gossip(
         events: events.clone(),
         transport: OnceLock::new(),
         gossip: OnceLock::new(),
-        durable: Mutex::new(None),
+        had_left: Mutex::new(None),
         join_members: config.memberlist.join_members.clone(),
         dns_server,
         join: JoinPolicy {
