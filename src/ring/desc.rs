@@ -27,12 +27,21 @@ impl Desc {
         self.instances.iter().filter(|(_, instance)| !instance.state.is_left())
     }
 
-    /// A fingerprint of everything but heartbeats and tombstones. Equal rings have equal digests on every node, in
-    /// every store and version of Annulus with the same rules; it does not depend on an order.
+    /// A fingerprint of everything but heartbeats and tombstones: the sum of [`Instance::digest`] over the instances
+    /// that are in the ring. Equal rings have equal digests on every node, in every store and version of Annulus with
+    /// the same rules.
+    ///
+    /// A sum has no order, and it is kept up by wrapping subtraction and addition when one instance changes.
     #[must_use]
     pub fn digest(&self) -> u128 {
-        self.live().fold(0, |sum, (id, instance)| sum.wrapping_add(instance.structural_hash(id)))
+        self.live().fold(0, |sum, (id, instance)| sum.wrapping_add(instance.digest(id)))
     }
+}
+
+/// The fingerprint of a ring value; see [`Desc::digest`].
+#[must_use]
+pub fn digest(desc: &Desc) -> u128 {
+    desc.digest()
 }
 
 /// One instance of a ring. Its id is the key under which [`Desc`] keeps it.
@@ -119,20 +128,30 @@ impl Instance {
             && (Arc::ptr_eq(&self.tokens, &other.tokens) || self.tokens == other.tokens)
     }
 
-    /// The hash that [`Desc::digest`] adds up: everything but the heartbeat, each field after its length.
-    fn structural_hash(&self, id: &str) -> u128 {
-        let mut hash = Sha256::new();
+    /// What [`Desc::digest`] adds up: a hash of the instance under its id, without the heartbeat. Equal exactly when
+    /// the two have the same id, address, zone, state, tokens, registration time, reads-only flag with its time, and
+    /// feature versions. Fields that this version does not know are left out: one may change with every heartbeat.
+    #[must_use]
+    pub fn digest(&self, id: &str) -> u128 {
+        let mut bytes = Vec::with_capacity(128 + 4 * self.tokens.len());
+        // Each list after its length, so that no two instances have the same bytes.
         for text in [id, &self.addr, &self.zone] {
-            hash.update((text.len() as u64).to_le_bytes());
-            hash.update(text);
+            bytes.extend((text.len() as u64).to_le_bytes());
+            bytes.extend(text.as_bytes());
         }
-        hash.update(self.state.number().to_le_bytes());
-        hash.update(self.registered_timestamp.to_le_bytes());
-        hash.update([u8::from(self.read_only)]);
+        bytes.extend(self.state.number().to_le_bytes());
+        bytes.extend(self.registered_timestamp.to_le_bytes());
+        bytes.push(u8::from(self.read_only));
+        bytes.extend(self.read_only_updated_timestamp.to_le_bytes());
+        bytes.extend((self.versions.len() as u64).to_le_bytes());
+        for (feature, version) in &self.versions {
+            bytes.extend(feature.to_le_bytes());
+            bytes.extend(version.to_le_bytes());
+        }
         for token in self.tokens.iter() {
-            hash.update(token.to_le_bytes());
+            bytes.extend(token.to_le_bytes());
         }
-        hash.finalize().iter().take(16).fold(0, |sum, byte| sum << 8 | u128::from(*byte))
+        Sha256::digest(&bytes).iter().take(16).fold(0, |sum, byte| sum << 8 | u128::from(*byte))
     }
 }
 

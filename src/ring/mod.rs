@@ -36,7 +36,7 @@ mod topology;
 
 pub use codec::RingCodec;
 pub use compat::merge_dskit;
-pub use desc::{Desc, Instance, InstanceState};
+pub use desc::{Desc, Instance, InstanceState, digest};
 pub use freshness::Freshness;
 pub use lifecycle::{Edit, Input, Lifecycle, LifecycleConfig, LifecycleDurable, Output};
 pub use operation::Operation;
