@@ -57,8 +57,9 @@ fn desc(vector: VectorDesc) -> Desc {
         read_only_updated_timestamp: one.ro_ts,
         read_only: one.ro,
         versions: one.versions,
+        ..Instance::default()
     };
-    Desc { instances: vector.into_iter().map(|(id, one)| (id.into(), instance(one))).collect() }
+    Desc { instances: vector.into_iter().map(|(id, one)| (id.into(), instance(one))).collect(), ..Desc::default() }
 }
 
 #[derive(Deserialize)]

@@ -11,6 +11,8 @@ use std::sync::Arc;
 use serde::{Serialize, Serializer};
 use sha2::{Digest, Sha256};
 
+use super::codec::UnknownFields;
+
 /// A ring: its instances by id.
 ///
 /// Two things hold for every instance inside, and whoever writes the map by hand keeps them (see
@@ -19,6 +21,8 @@ use sha2::{Digest, Sha256};
 pub struct Desc {
     /// The instances by id, tombstones (LEFT) included.
     pub instances: BTreeMap<Arc<str>, Instance>,
+    /// Fields of the ring itself that this version does not know.
+    pub unknown: UnknownFields,
 }
 
 impl Desc {
@@ -66,6 +70,9 @@ pub struct Instance {
     pub read_only: bool,
     /// Versions of application features, by feature id.
     pub versions: BTreeMap<u64, u64>,
+    /// Fields that this version does not know. They belong to the entry like the others and travel with it.
+    #[serde(skip)]
+    pub unknown: UnknownFields,
 }
 
 impl Instance {
@@ -102,6 +109,7 @@ impl Instance {
             .then_with(|| self.zone.cmp(&other.zone))
             .then_with(|| self.tokens.cmp(&other.tokens))
             .then_with(|| self.versions.cmp(&other.versions))
+            .then_with(|| self.unknown.cmp(&other.unknown))
     }
 
     /// The tombstone that removes this entry at `now` (Unix seconds): newer than the entry whatever the clocks say.
@@ -125,6 +133,7 @@ impl Instance {
             && self.read_only == other.read_only
             && self.read_only_updated_timestamp == other.read_only_updated_timestamp
             && self.versions == other.versions
+            && self.unknown == other.unknown
             && (Arc::ptr_eq(&self.tokens, &other.tokens) || self.tokens == other.tokens)
     }
 

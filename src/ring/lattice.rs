@@ -15,6 +15,9 @@ use crate::kv::Mergeable;
 impl Mergeable for Desc {
     fn join(&mut self, other: &Self, _now: Now) -> Option<Self> {
         let mut change = Self::default();
+        if let Some(unknown) = self.unknown.join(&other.unknown) {
+            change.unknown = unknown;
+        }
         for (id, theirs) in &other.instances {
             let mut theirs = theirs.clone();
             theirs.normalize();
@@ -31,11 +34,15 @@ impl Mergeable for Desc {
             }
             change.instances.insert(id.clone(), theirs);
         }
-        (!change.instances.is_empty()).then_some(change)
+        (!Mergeable::is_empty(&change)).then_some(change)
     }
 
     fn delta(&self, base: Option<&Self>, now: Now) -> Option<Self> {
         let mut delta = Self::default();
+        let mut known_unknown = base.map(|base| base.unknown.clone()).unwrap_or_default();
+        if let Some(unknown) = known_unknown.join(&self.unknown) {
+            delta.unknown = unknown;
+        }
         let known = |id: &str| -> Option<&Instance> { base?.instances.get(id) };
         for (id, instance) in &self.instances {
             let mut instance = instance.clone();
@@ -50,11 +57,13 @@ impl Mergeable for Desc {
                 delta.instances.insert(id.clone(), old.tombstone(now.unix_secs()));
             }
         }
-        (!delta.instances.is_empty()).then_some(delta)
+        (!Mergeable::is_empty(&delta)).then_some(delta)
     }
 
     fn content(&self) -> Vec<String> {
-        self.instances.keys().map(ToString::to_string).collect()
+        // The ring's own fields go by the empty name, which no instance has.
+        let own = (!self.unknown.is_empty()).then(String::new);
+        own.into_iter().chain(self.instances.keys().map(ToString::to_string)).collect()
     }
 
     fn remove_tombstones(&mut self, before_unix_secs: Option<i64>) -> usize {
@@ -66,7 +75,7 @@ impl Mergeable for Desc {
     }
 
     fn is_empty(&self) -> bool {
-        self.instances.is_empty()
+        self.instances.is_empty() && self.unknown.is_empty()
     }
 }
 

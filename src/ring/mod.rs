@@ -34,7 +34,7 @@ pub mod snapshot;
 pub mod tokens;
 mod topology;
 
-pub use codec::RingCodec;
+pub use codec::{RingCodec, UnknownFields};
 pub use compat::merge_dskit;
 pub use desc::{Desc, Instance, InstanceState, digest};
 pub use freshness::Freshness;

@@ -130,8 +130,8 @@ impl Snapshot {
     #[must_use]
     pub fn build(desc: &Desc, options: &RingOptions, health_at: Duration) -> Self {
         let options = Arc::new(options.clone());
-        let kept: Desc =
-            Desc { instances: kept(desc, &options).map(|(id, entry)| (id.clone(), entry.clone())).collect() };
+        let kept = kept(desc, &options).map(|(id, entry)| (id.clone(), entry.clone()));
+        let kept = Desc { instances: kept.collect(), ..Desc::default() };
         let instances: Vec<RingInstance> =
             kept.instances.iter().map(|(id, instance)| RingInstance::new(id, instance)).collect();
         let sites: Vec<Site<'_>> = instances

@@ -104,6 +104,7 @@ impl Edit {
         entry.read_only = old.read_only;
         entry.read_only_updated_timestamp = old.read_only_updated_timestamp;
         entry.versions.clone_from(&old.versions);
+        entry.unknown.clone_from(&old.unknown);
         entry.tokens = old.tokens.clone();
         entry.state = match old.state {
             // It stopped on its way in and begins the way again, with the tokens that it had chosen.
@@ -126,7 +127,7 @@ impl Edit {
     fn verified(&self, current: Option<&Desc>, live: Option<&Instance>) -> Instance {
         let mut entry = self.entry.clone();
         let lost = current.map_or_else(Vec::new, |desc| {
-            let mut seen = Desc { instances: desc.instances.clone() };
+            let mut seen = desc.clone();
             seen.instances.insert(self.id.clone(), entry.clone());
             lost_tokens(&seen, &self.id)
         });

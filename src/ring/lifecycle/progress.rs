@@ -139,6 +139,7 @@ impl Lifecycle {
         if edit.action == Action::Register {
             own.registered_timestamp = stored.registered_timestamp;
             own.versions.clone_from(&stored.versions);
+            own.unknown.clone_from(&stored.unknown);
             // Unless it was switched while the registration ran.
             if own.read_only_updated_timestamp == edit.entry.read_only_updated_timestamp {
                 own.read_only = stored.read_only;

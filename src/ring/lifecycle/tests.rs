@@ -105,7 +105,7 @@ fn entry(state: InstanceState, timestamp: i64, tokens: &[u32]) -> Instance {
 }
 
 fn ring<const N: usize>(entries: [(&str, Instance); N]) -> Desc {
-    Desc { instances: entries.into_iter().map(|(id, entry)| (id.into(), entry)).collect() }
+    Desc { instances: entries.into_iter().map(|(id, entry)| (id.into(), entry)).collect(), ..Desc::default() }
 }
 
 #[test]

@@ -15,7 +15,7 @@ fn instance(zone: &str, tokens: &[u32]) -> Instance {
 }
 
 fn ring<const N: usize>(entries: [(&str, Instance); N]) -> Desc {
-    Desc { instances: entries.into_iter().map(|(id, entry)| (id.into(), entry)).collect() }
+    Desc { instances: entries.into_iter().map(|(id, entry)| (id.into(), entry)).collect(), ..Desc::default() }
 }
 
 fn at(second: u64) -> Duration {
