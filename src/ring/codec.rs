@@ -15,6 +15,9 @@ use serde_json::json;
 pub use self::fields::UnknownFields;
 use self::fields::{Field, Payload, put_varint};
 use super::desc::{Desc, Instance, InstanceState};
+use super::rules::RingRules;
+use crate::clock::Now;
+use crate::kv::admission::{Admitted, Known};
 use crate::kv::{Codec, CodecError, Value};
 
 /// The codec's name on the wire.
@@ -68,7 +71,7 @@ const fn is_known(tag: u32) -> bool {
     matches!(tag, 1..=3 | 6..=12)
 }
 
-/// The codec of instance rings, `ringDesc`.
+/// The codec of instance rings, `ringDesc`, with the default [`RingRules`].
 #[derive(Clone, Copy, Debug, Default)]
 pub struct RingCodec;
 
@@ -99,6 +102,10 @@ impl Codec for RingCodec {
 
     fn empty(&self) -> Option<Value> {
         Some(Value::new(Desc::default()))
+    }
+
+    fn admit(&self, incoming: Value, known: Known<'_>, now: Now) -> Admitted {
+        RingRules::default().admit(incoming, known, now)
     }
 
     fn to_json(&self, value: &Value) -> Result<serde_json::Value, CodecError> {

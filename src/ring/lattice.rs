@@ -7,10 +7,14 @@
 
 use std::cmp::Ordering;
 use std::collections::btree_map::Entry;
+use std::sync::Arc;
 
 use super::desc::{Desc, Instance};
 use crate::clock::Now;
 use crate::kv::Mergeable;
+
+/// How many removed instances are remembered after their tombstones, the latest ones.
+const MAX_FORGOTTEN: usize = 10_000;
 
 impl Mergeable for Desc {
     fn join(&mut self, other: &Self, _now: Now) -> Option<Self> {
@@ -74,10 +78,32 @@ impl Mergeable for Desc {
         had - self.instances.len()
     }
 
+    fn forgotten(&self, earlier: Option<&Self>, before_unix_secs: Option<i64>) -> Option<Self> {
+        let expired = |entry: &Instance| before_unix_secs.is_none_or(|before| entry.timestamp < before);
+        let mut graves = earlier.cloned().unwrap_or_default();
+        for (id, entry) in self.instances.iter().filter(|(_, entry)| entry.state.is_left() && expired(entry)) {
+            let grave = Instance { state: entry.state, timestamp: entry.timestamp, ..Instance::default() };
+            let known = graves.instances.entry(id.clone()).or_insert_with(|| grave.clone());
+            known.timestamp = known.timestamp.max(grave.timestamp);
+        }
+        let excess = graves.instances.len().saturating_sub(MAX_FORGOTTEN);
+        if excess > 0 {
+            let mut dates: Vec<(i64, Arc<str>)> =
+                graves.instances.iter().map(|(id, grave)| (grave.timestamp, id.clone())).collect();
+            dates.sort_unstable();
+            for (_, id) in dates.into_iter().take(excess) {
+                graves.instances.remove(&id);
+            }
+        }
+        (!graves.instances.is_empty()).then_some(graves)
+    }
+
     fn is_empty(&self) -> bool {
         self.instances.is_empty() && self.unknown.is_empty()
     }
 }
 
+#[cfg(test)]
+mod laws;
 #[cfg(test)]
 mod tests;

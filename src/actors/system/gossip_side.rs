@@ -97,6 +97,7 @@ pub(super) fn start_gossip(
         },
         codecs: codecs.clone(),
         hub: hub.clone(),
+        events: events.clone(),
         membership: OnceLock::new(),
         contents: Contents::default(),
     });
