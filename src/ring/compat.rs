@@ -76,3 +76,6 @@ fn resolve_conflicts(desc: &mut Desc) {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

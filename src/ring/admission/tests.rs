@@ -34,7 +34,8 @@ fn ids(desc: &Desc) -> Vec<&str> {
 
 #[test]
 fn entries_without_a_date_never_enter() {
-    let incoming = ring([("a", 0, Active), ("b", i64::MIN, Active), ("c", -1, Left), ("d", 1, Active), ("e", NOW, Active)]);
+    let incoming =
+        ring([("a", 0, Active), ("b", i64::MIN, Active), ("c", -1, Left), ("d", 1, Active), ("e", NOW, Active)]);
     let admission = admit(&incoming, None, None, &RingRules::default(), now()).unwrap();
     assert_eq!(ids(&admission.admitted), ["d", "e"]);
     assert_eq!(admission.refused, Refused { undated: 3, ..Refused::default() });
@@ -108,7 +109,8 @@ fn one_clock_that_is_hours_off_does_not_decide_for_the_others() {
 fn where_the_dead_are_forgotten_by_time_nobody_who_is_long_dead_is_added() {
     let rules = RingRules::default().forgetting(MINUTE * 4, MINUTE * 5);
     let known = ring([("a", NOW, Active), ("b", NOW, Active), ("old", NOW - 9000, Active)]);
-    let taken = |id: &str, age, state| admit(&ring([(id, NOW - age, state)]), Some(&known), None, &rules, now()).is_none();
+    let taken =
+        |id: &str, age, state| admit(&ring([(id, NOW - age, state)]), Some(&known), None, &rules, now()).is_none();
     assert!(taken("new", 389, Active));
     assert!(!taken("new", 391, Active));
     assert!(taken("old", 8000, Active), "known here");

@@ -167,7 +167,8 @@ fn every_token_has_one_owner_who_claims_it() {
 
 #[test]
 fn equal_digests_mean_equal_owners_and_heartbeats_are_not_in_them() {
-    let rings: Vec<Desc> = entries().iter().flat_map(|a| entries().iter().map(|b| ring(a, b)).collect::<Vec<_>>()).collect();
+    let rings: Vec<Desc> =
+        entries().iter().flat_map(|a| entries().iter().map(|b| ring(a, b)).collect::<Vec<_>>()).collect();
     let mut by_digest = std::collections::BTreeMap::new();
     for ring in &rings {
         let owners = owner_map(ring);

@@ -26,8 +26,8 @@ pub struct Edit {
     pub action: Action,
     /// How many tokens the instance wants.
     pub num_tokens: usize,
-    /// How many seconds ago, by a clock that does not jump, that timestamp was known to be stored.
-    pub elapsed: i64,
+    /// The Unix time in seconds by a clock that does not go back: the latest time ever read, and what has passed since.
+    pub passed: i64,
     /// Seed for drawing tokens.
     pub seed: u64,
 }
@@ -194,7 +194,7 @@ impl Edit {
         if now.unix_secs() >= written {
             return written;
         }
-        let passed = written.saturating_add(self.elapsed.max(0));
+        let passed = self.passed.max(written);
         let others = current.into_iter().flat_map(Desc::live).filter(|(id, _)| **id != self.id);
         others.map(|(_, other)| other.timestamp).max().map_or(passed, |newest| newest.clamp(written, passed))
     }

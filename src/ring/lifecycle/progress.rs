@@ -61,10 +61,7 @@ impl Lifecycle {
             entry: self.life.own.clone(),
             action,
             num_tokens: self.config.num_tokens,
-            elapsed: self
-                .life
-                .confirmed
-                .map_or(0, |at| i64::try_from(now.mono.saturating_duration_since(at).as_secs()).unwrap_or(i64::MAX)),
+            passed: self.life.clock.unix_secs(),
             seed: self.rng.random(),
         };
         let id = self.life.next_id;
