@@ -331,6 +331,7 @@ fn combinations_that_cannot_work_are_refused() {
             vec!["rings.0.name=a", "rings.0.token_generation_strategy=spread-minimizing"],
             "rings[0].token_generation_strategy",
         ),
+        (vec!["rings.0.name=a", "rings.0.merge_strategy=dskit", "kv.store=multi"], "rings[0].merge_strategy"),
         (vec!["memberlist.min_join_backoff=2m"], "memberlist.min_join_backoff"),
         (vec!["memberlist.probe_interval=0s", "memberlist.probe_timeout=1ms"], "memberlist.probe_interval"),
         (vec!["memberlist.probe_timeout=1s"], "memberlist.probe_timeout"),

@@ -32,6 +32,7 @@ use super::transport::TransportParts;
 use super::watch_hub::WatchHub;
 use crate::config::runtime::RuntimeLoader;
 use crate::config::{Config, KvStore, RingConfig};
+use crate::kv::gossip::Contents;
 use crate::kv::{Codecs, LwwMap, SharedStore, StoreKind};
 use crate::migration::MultiConfig;
 use crate::ring::RingRules;
@@ -86,6 +87,8 @@ pub(crate) struct System {
     pub(crate) members: Arc<ArcSwap<Members>>,
     pub(crate) membership: Option<Addr<Membership>>,
     pub(crate) transport: Option<Arc<TransportParts>>,
+    /// What the gossip store holds, for its counters.
+    pub(crate) contents: Option<Contents>,
     pub(crate) mirror: Option<Arc<MirrorParts>>,
     pub(crate) runtime_config: Option<Arc<ConfigParts>>,
     pub(crate) rings: Vec<RingEntry>,
@@ -199,6 +202,7 @@ impl System {
             members,
             membership: gossip.as_ref().map(|gossip| gossip.membership.clone()),
             transport: gossip.as_ref().map(|gossip| gossip.transport.clone()),
+            contents: gossip.as_ref().map(|gossip| gossip.contents.clone()),
             joined: gossip.as_ref().map(|gossip| gossip.joined.clone()),
             hub: gossip.map(|gossip| gossip.hub),
             mirror,

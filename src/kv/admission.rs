@@ -57,6 +57,18 @@ impl Refused {
         *self == Self::default()
     }
 
+    /// The counts with the names of their reasons.
+    #[must_use]
+    pub const fn by_reason(&self) -> [(&'static str, u64); 5] {
+        [
+            ("future", self.future),
+            ("undated", self.undated),
+            ("stale", self.stale),
+            ("removed", self.removed),
+            ("own_clock", self.own_clock),
+        ]
+    }
+
     pub(crate) fn add(&mut self, other: Self) {
         self.future += other.future;
         self.undated += other.undated;

@@ -31,6 +31,7 @@ pub(super) struct GossipSide {
     pub(super) membership: Addr<Membership>,
     pub(super) transport: Arc<TransportParts>,
     pub(super) joined: watch::Receiver<Joined>,
+    pub(super) contents: Contents,
 }
 
 pub(super) fn bind(config: &Config, extras: &Extras) -> Result<Arc<dyn Transport>, StartError> {
@@ -141,7 +142,8 @@ pub(super) fn start_gossip(
     let _ = membership_parts.gossip.set(gossip.clone());
     let client = GossipClient::new(gossip, hub.clone(), membership_parts.joined.subscribe());
     let joined = membership_parts.joined.subscribe();
-    GossipSide { client, hub, membership, transport: transport_parts, joined }
+    let contents = gossip_parts.contents.clone();
+    GossipSide { client, hub, membership, transport: transport_parts, joined, contents }
 }
 
 /// The keys from the configuration. A wrong key is refused: to go on without it would be to go on in the clear.

@@ -13,6 +13,9 @@ pub(super) struct Merged {
     pub(super) change: Value,
 }
 
+/// How a value that is written meets the stored one, by the rules of their codec.
+pub(super) type Combine = fn(&dyn Codec, &Value, &Value, Now) -> Result<Option<Merged>, TypeMismatch>;
+
 /// The first value of a key. It is normalised by taking its difference to nothing; `None` when nothing is inside.
 pub(super) fn first(incoming: &Value, now: Now) -> Result<Option<Merged>, TypeMismatch> {
     Ok(incoming.delta(None, now)?.map(|value| Merged { change: value.clone(), value }))

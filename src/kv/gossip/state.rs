@@ -23,6 +23,12 @@ use crate::kv::value::Value;
 pub struct Contents(Arc<Mutex<State>>);
 
 impl Contents {
+    /// The counters of the store that uses the contents.
+    #[must_use]
+    pub fn stats(&self) -> GossipStats {
+        self.lock().stats
+    }
+
     /// The lock is held for map operations only, never while code of a codec or a value runs: a panic there leaves
     /// the contents as they were. So a poisoned lock would be no reason for alarm.
     pub(super) fn lock(&self) -> MutexGuard<'_, State> {

@@ -38,7 +38,7 @@ impl GossipStore {
         codec: Arc<dyn Codec>,
         stored: Option<Stored>,
         incoming: &Value,
-        combine: fn(&dyn Codec, &Value, &Value, Now) -> Result<Option<Merged>, TypeMismatch>,
+        combine: merge::Combine,
     ) -> Result<CasOutcome, StoreError> {
         let rules = codec.clone();
         let mut next = match &stored {

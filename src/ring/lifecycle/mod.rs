@@ -65,7 +65,7 @@ pub enum Output {
         /// To be given back.
         id: u64,
         /// What to apply.
-        edit: Edit,
+        edit: Box<Edit>,
     },
     /// The instance is in another state. It is what the instance goes by; the store may learn it later.
     StateChanged {

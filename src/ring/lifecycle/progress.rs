@@ -67,7 +67,7 @@ impl Lifecycle {
         let id = self.life.next_id;
         self.life.next_id += 1;
         self.in_flight = Some((id, edit.clone()));
-        self.outputs.push_back(Output::Cas { id, edit });
+        self.outputs.push_back(Output::Cas { id, edit: Box::new(edit) });
     }
 
     fn next_action(&self, now: Now) -> Option<Action> {

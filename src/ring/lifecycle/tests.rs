@@ -456,7 +456,7 @@ fn oldest_after_a_jump(own_clock_was_right: bool) -> i64 {
     if !own_clock_was_right {
         world.now.unix += SECOND * JUMP as u32;
     }
-    let mut oldest = 0;
+    let mut oldest = i64::MIN;
     for second in 0..900_u32 {
         truth += SECOND;
         if second % 15 == 0 {
