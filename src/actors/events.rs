@@ -67,6 +67,14 @@ pub enum NodeEvent {
         /// Now.
         to: InstanceState,
     },
+    /// Entries that other nodes sent were refused because of their dates: a clock is wrong, or a node that was cut off
+    /// remembers instances that were removed. Told once a minute at most.
+    EntriesRefused {
+        /// The key of the latest.
+        key: String,
+        /// How many since the last time, and why.
+        refused: crate::kv::Refused,
+    },
     /// The runtime configuration changed.
     RuntimeConfigChanged {
         /// SHA-256 of the new one.

@@ -9,6 +9,7 @@ use actix::{
 use bytes::Bytes;
 use tokio::sync::{oneshot, watch};
 
+use super::events::{EventHub, NodeEvent};
 use super::joining::Joined;
 use super::membership::{Broadcasts, Membership};
 use super::message::{drillable, message};
@@ -34,6 +35,7 @@ pub(crate) struct GossipParts {
     pub(crate) config: GossipConfig,
     pub(crate) codecs: Arc<Codecs>,
     pub(crate) hub: Arc<WatchHub>,
+    pub(crate) events: EventHub,
     pub(crate) membership: OnceLock<Addr<Membership>>,
     /// A live handle: the store writes through it, so it is always current.
     pub(crate) contents: Contents,
@@ -59,6 +61,9 @@ impl Gossip {
         while let Some(output) = self.store.poll_output() {
             match output {
                 Output::Changed { key, entry } => self.parts.hub.publish(key, entry),
+                Output::Refused { key, refused } => {
+                    self.parts.events.publish(NodeEvent::EntriesRefused { key: key.to_string(), refused });
+                }
                 Output::Broadcast(update) => broadcasts.push(UserBroadcast {
                     key: update.key,
                     content: update.content,

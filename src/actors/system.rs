@@ -34,9 +34,10 @@ use super::transport::TransportParts;
 use super::watch_hub::WatchHub;
 use crate::config::runtime::RuntimeLoader;
 use crate::config::{Config, KvStore, RingConfig};
+use crate::kv::gossip::Contents;
 use crate::kv::{Codecs, LwwMap, SharedStore, StoreKind};
 use crate::migration::MultiConfig;
-use crate::ring::RingCodec;
+use crate::ring::RingRules;
 use crate::stores::memory::Memory;
 use crate::transport::{BindError, Transport};
 
@@ -92,6 +93,8 @@ pub(crate) struct System {
     pub(crate) members: Arc<ArcSwap<Members>>,
     pub(crate) membership: Option<Addr<Membership>>,
     pub(crate) transport: Option<Arc<TransportParts>>,
+    /// What the gossip store holds, for its counters.
+    pub(crate) contents: Option<Contents>,
     pub(crate) mirror: Option<Arc<MirrorParts>>,
     pub(crate) runtime_config: Option<Arc<ConfigParts>>,
     pub(crate) rings: Vec<RingEntry>,
@@ -155,7 +158,7 @@ impl System {
         let config = Arc::new(config);
         let codecs = extras.codecs.clone();
         for ring in &config.rings {
-            codecs.register(&ring_key(&config, ring), Arc::new(RingCodec));
+            codecs.register(&ring_key(&config, ring), Arc::new(ring_rules(&config, ring).codec()));
         }
         if codecs.for_key(JSON_PREFIX).is_none() {
             codecs.register(JSON_PREFIX, Arc::new(LwwMap::<serde_json::Value>::codec()));
@@ -226,6 +229,7 @@ impl System {
             members,
             membership: gossip.as_ref().map(|gossip| gossip.membership.clone()),
             transport: gossip.as_ref().map(|gossip| gossip.transport.clone()),
+            contents: gossip.as_ref().map(|gossip| gossip.contents.clone()),
             joined: gossip.as_ref().map(|gossip| gossip.joined.clone()),
             hub: gossip.map(|gossip| gossip.hub),
             mirror,
@@ -330,6 +334,17 @@ async fn end_if_aborted(mut joined: watch::Receiver<Joined>, tree: Arc<Tree>) {
 /// The key of a ring in the store.
 pub(crate) fn ring_key(config: &Config, ring: &RingConfig) -> String {
     format!("{}{}", config.kv.prefix, ring.key)
+}
+
+/// By which rules a ring is merged, and what of other nodes it takes over.
+fn ring_rules(config: &Config, ring: &RingConfig) -> RingRules {
+    let rules = RingRules { merge: ring.merge_strategy, ..RingRules::default() };
+    match ring.auto_forget_unhealthy_periods {
+        0 => rules,
+        periods => {
+            rules.forgetting(ring.heartbeat_timeout.saturating_mul(periods), config.memberlist.left_ingesters_timeout)
+        }
+    }
 }
 
 /// The root of the tree. Its own guard cannot ask it when it dies too often, so that ends the node.

@@ -65,7 +65,7 @@ pub use load::{Loaded, Loader, Row};
 pub use memberlist::{Compression, MemberlistConfig, TransportKind};
 pub use networks::{Networks, NotANetwork};
 pub use profile::{Profile, ProfileSettings};
-pub use rings::{RingConfig, TokenStrategy};
+pub use rings::{MergeStrategy, RingConfig, TokenStrategy};
 pub use runtime::{MultiKvConfig, Poll, RuntimeConfig, RuntimeError, RuntimeLoader};
 pub use text::MAX_FILE_BYTES;
 pub use units::{ByteSize, SECRET_MASK, Secret, format_duration, parse_duration};

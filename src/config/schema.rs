@@ -192,6 +192,7 @@ pub(crate) static KEYS: &[Key] = &[
     key("rings[].final_sleep", Kind::Duration, "Wait between leaving and stopping, so that others notice."),
     key("rings[].unregister_on_shutdown", Kind::Bool, "Remove this instance from the ring when it stops, instead of leaving it there for its return."),
     key("rings[].excluded_zones", Kind::TextList, "Zones whose instances are never owners."),
+    key("rings[].merge_strategy", Kind::Choice(&["lattice", "dskit"]), "How updates of the ring are merged. lattice: free of their order. dskit: bit for bit as Grafana's nodes. Not with kv.store multi."),
     key("rings[].auto_forget_unhealthy_periods", COUNT, "Forget an instance after this many heartbeat timeouts without a heartbeat. 0 never forgets."),
 
     key("runtime_config.file", Kind::TextList, "Files with what may change while running, merged from left to right. Empty turns reloading off."),

@@ -9,7 +9,7 @@ use base64::engine::general_purpose::STANDARD;
 
 use super::error::Problem;
 use super::memberlist::TransportKind;
-use super::rings::TokenStrategy;
+use super::rings::{MergeStrategy, TokenStrategy};
 use super::{Config, KvStore, MemberlistConfig, Networks, RingConfig};
 
 /// Longest name and label that fit the wire.
@@ -266,6 +266,11 @@ fn ring(config: &Config, ring: &RingConfig, at: &dyn Fn(&str) -> String, found: 
         ring.token_generation_strategy == TokenStrategy::Random,
         &at("token_generation_strategy"),
         "spread-minimizing is not available in this version; use random",
+    );
+    found.check(
+        ring.merge_strategy == MergeStrategy::Lattice || config.kv.store != KvStore::Multi,
+        &at("merge_strategy"),
+        "dskit depends on the order of updates, and a move between two stores must not; use lattice, which names the same owners",
     );
 }
 

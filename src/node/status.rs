@@ -249,6 +249,13 @@ fn membership(page: &mut Page, system: &System) {
     for (reason, count) in &members.refused {
         refused.get_or_create(&ByReason { reason }).inc_by(*count);
     }
+    let entries = Family::<ByReason, Counter>::default();
+    let help = "Entries of other nodes refused for their dates, or with reason own_clock just accepted";
+    page.registry.register("annulus_entries_refused", help, entries.clone());
+    let counts = system.contents.as_ref().map(|contents| contents.stats().entries_refused).unwrap_or_default();
+    for (reason, count) in counts.by_reason() {
+        entries.get_or_create(&ByReason { reason }).inc_by(count);
+    }
     let foreign = Family::<ByLabel, Counter>::default();
     let help = "Packets and streams refused for their label, by that label";
     page.registry.register("annulus_foreign_label", help, foreign.clone());

@@ -236,7 +236,7 @@ mod tests {
     /// Four instances with a quarter of the circle each.
     fn ring() -> Desc {
         let one = |token: u32| (format!("i{token}").as_str().into(), instance(token, NOW - 60));
-        Desc { instances: [64, 128, 192, 255].into_iter().map(one).collect() }
+        Desc { instances: [64, 128, 192, 255].into_iter().map(one).collect(), ..Desc::default() }
     }
 
     fn compare(primary: [&Desc; 2], secondary: &Desc) -> RingParity {

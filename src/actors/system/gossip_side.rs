@@ -34,6 +34,7 @@ pub(super) struct GossipSide {
     pub(super) membership: Addr<Membership>,
     pub(super) transport: Arc<TransportParts>,
     pub(super) joined: watch::Receiver<Joined>,
+    pub(super) contents: Contents,
 }
 
 pub(super) fn bind(config: &Config, extras: &Extras) -> Result<Arc<dyn Transport>, StartError> {
@@ -107,6 +108,7 @@ pub(super) fn start_gossip(
         },
         codecs: codecs.clone(),
         hub: hub.clone(),
+        events: events.clone(),
         membership: OnceLock::new(),
         contents: Contents::default(),
     });
@@ -155,7 +157,8 @@ pub(super) fn start_gossip(
     let _ = membership_parts.gossip.set(gossip.clone());
     let client = GossipClient::new(gossip, hub.clone(), membership_parts.joined.subscribe());
     let joined = membership_parts.joined.subscribe();
-    GossipSide { client, hub, membership, transport: transport_parts, joined }
+    let contents = gossip_parts.contents.clone();
+    GossipSide { client, hub, membership, transport: transport_parts, joined, contents }
 }
 
 /// The keys from the configuration. A wrong key is refused: to go on without it would be to go on in the clear.

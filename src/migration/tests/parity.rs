@@ -76,7 +76,7 @@ fn ring(ids: &[&str], now: Now) -> Value {
         };
         (Arc::from(*id), one)
     };
-    Value::new(Desc { instances: ids.iter().map(instance).collect() })
+    Value::new(Desc { instances: ids.iter().map(instance).collect(), ..Desc::default() })
 }
 
 fn report(said: &[Output]) -> Arc<ParityReport> {
