@@ -475,7 +475,8 @@ async fn a_server_that_shuts_down_ends_its_streams() {
 async fn migration_of_a_node_with_one_store_is_solo() {
     let served = served(config()).await;
     let expected = json!({
-        "store": "inmemory", "phase": "solo", "primary": "inmemory", "mirror_enabled": false, "runtime_config": null,
+        "store": "inmemory", "phase": "solo", "primary": "inmemory", "mirror_enabled": false, "shadow_lookups": [],
+        "runtime_config": null,
     });
     assert_eq!(served.ok("/api/v1/migration").await, expected);
     assert_eq!(served.ok("/migration").await, expected);
