@@ -74,7 +74,7 @@ async fn suite(version: &str) {
         let config = EtcdConfig { keep_tombstones: true, ..config(etcd.host()) };
         EtcdStore::new(config, store_suite::codecs()).unwrap()
     };
-    store_suite::run(client(), client()).await;
+    store_suite::run_linearizable(client(), client()).await;
 }
 
 #[tokio::test]
