@@ -104,7 +104,8 @@ async fn pair(primary: KvStore, secondary: KvStore) {
         let Some(server) = support::etcd::Etcd::start() else { return };
         etcd = Some(server);
     }
-    let (consul_host, etcd_host) = (consul.as_ref().map(|server| server.host()), etcd.as_ref().map(|server| server.host()));
+    let (consul_host, etcd_host) =
+        (consul.as_ref().map(|server| server.host()), etcd.as_ref().map(|server| server.host()));
     let fleet = two_nodes(move |_, config| {
         two_stores(config, primary, secondary);
         if let Some(host) = &consul_host {
@@ -158,6 +159,51 @@ async fn two_nodes_that_mirror_from_gossip_into_etcd_keep_the_contract() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn two_nodes_that_mirror_from_memory_into_etcd_keep_the_contract_without_gossip() {
     pair(KvStore::Inmemory, KvStore::Etcd).await;
+}
+
+#[cfg(feature = "consul")]
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_value_that_the_other_store_does_not_take_is_told_and_never_counts_as_copied() {
+    use annulus::kv::{CasAction, Value};
+    use fleet::{PATIENCE, until_seen};
+
+    let Some(consul) = support::consul::Consul::start() else { return };
+    let host = consul.host();
+    let file = RuntimeFile::new("multi_kv_config: { mirror_enabled: false }\n");
+    let path = file.path();
+    let fleet = two_nodes(move |_, config| {
+        two_stores(config, KvStore::Inmemory, KvStore::Consul);
+        config.kv.consul.host.clone_from(&host);
+        config.runtime_config.file = vec![path.clone()];
+    })
+    .await;
+    let store = fleet.nodes[0].store();
+    let large = |_: Option<&Value>| {
+        let (mut map, now) = (Map::new(), annulus::clock::Now::read());
+        (0..20_000).for_each(|number| map.insert(now, format!("an entry with number {number}"), number));
+        CasAction::Write(Value::new(map))
+    };
+    store.cas("suite/large", Box::new(large)).await.unwrap();
+    file.write("multi_kv_config: { mirror_enabled: true }\n");
+    let status = || fleet.nodes[0].migration().unwrap();
+    until_seen("the error", status, async || {
+        status().last_error_secondary.is_some_and(|error| error.contains("suite/large") && error.contains("524288"))
+    })
+    .await;
+    assert!(!status().backfill.verified, "{:?}", status());
+    // The store itself is not to blame, so other keys go on.
+    let small = |old: Option<&Value>| {
+        let mut map = old.and_then(Value::downcast_ref::<Map>).cloned().unwrap_or_default();
+        map.insert(annulus::clock::Now::read(), "x", 1);
+        CasAction::Write(Value::new(map))
+    };
+    store.cas("suite/small", Box::new(small)).await.unwrap();
+    let arrived = async || consul.request("GET", "/v1/kv/suite/small?raw", b"").contains("\"x\"");
+    assert!(support::wait_until(PATIENCE, arrived).await, "{:?}", status());
+    assert!(!status().backfill.verified && status().outbox_len > 0, "{:?}", status());
+    store.delete("suite/large").await.unwrap();
+    fleet.mirrored().await;
+    fleet.stop().await;
 }
 
 #[cfg(all(feature = "consul", feature = "etcd"))]

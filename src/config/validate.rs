@@ -190,7 +190,11 @@ fn kv(config: &Config, found: &mut Problems) {
             "is the same store as kv.multi.primary; name the other one",
         );
         for (key, store) in [("kv.multi.primary", kv.multi.primary), ("kv.multi.secondary", kv.multi.secondary)] {
-            found.check(store != KvStore::Multi, key, "cannot be multi itself; name memberlist, consul, etcd or inmemory");
+            found.check(
+                store != KvStore::Multi,
+                key,
+                "cannot be multi itself; name memberlist, consul, etcd or inmemory",
+            );
         }
     }
     for (key, store) in store_keys(config) {

@@ -158,8 +158,7 @@ impl ConsulStore {
             let found = reply.pairs.into_iter().next();
             // A key that vanished between two attempts must be created, not compared with the index it once had.
             let index = found.as_ref().map_or(0, |pair| pair.version);
-            let Some(Prepared { bytes, delta }) =
-                edit.prepare(key, &*codec, found.as_ref(), &config.tombstones())?
+            let Some(Prepared { bytes, delta }) = edit.prepare(key, &*codec, found.as_ref(), &config.tombstones())?
             else {
                 return Ok(CasOutcome::Unchanged);
             };

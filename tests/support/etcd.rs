@@ -175,7 +175,8 @@ impl Etcd {
         self.call("/v3/auth/role/add", &json!({ "name": "ring" }));
         let mut end = prefix.as_bytes().to_vec();
         *end.last_mut().unwrap() += 1;
-        let permission = json!({ "permType": "READWRITE", "key": encode(prefix.as_bytes()), "range_end": encode(&end) });
+        let permission =
+            json!({ "permType": "READWRITE", "key": encode(prefix.as_bytes()), "range_end": encode(&end) });
         self.call("/v3/auth/role/grant", &json!({ "name": "ring", "perm": permission }));
         self.call("/v3/auth/user/grant", &json!({ "user": user, "role": "ring" }));
         self.call("/v3/auth/enable", &json!({}));

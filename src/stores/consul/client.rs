@@ -15,8 +15,8 @@ use reqwest::{Method, RequestBuilder, Response, StatusCode};
 use serde::Deserialize;
 
 use super::{ConsulConfig, VALUE_LIMIT};
-use crate::stores::remote::{Pair, Target};
 use crate::kv::{StoreError, StoreKind};
+use crate::stores::remote::{Pair, Target};
 
 /// The answer for one key: 512 KiB in base64 are 700 KB, and servers may be configured for somewhat more.
 const KEY_BODY_LIMIT: usize = 2 * 1024 * 1024;

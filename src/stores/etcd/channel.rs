@@ -171,7 +171,8 @@ impl Calls {
             let share = u32::try_from(left.max(1)).map_or(self.timeout, |left| (end - Instant::now()) / left);
             let answer = tokio::time::timeout(share, async {
                 let token = self.token(at).await?;
-                attempt(self.grpc(at), token).await.map_err(Failure::Status)
+                let grpc = self.grpc(at).await.map_err(Failure::Status)?;
+                attempt(grpc, token).await.map_err(Failure::Status)
             });
             let error = match answer.await {
                 Ok(Ok(answer)) => return Ok(answer),
@@ -209,7 +210,8 @@ impl Calls {
             let request = AuthenticateRequest { name: account.name.clone(), password: account.password.clone() };
             let codec = ProstCodec::<_, AuthenticateResponse>::default();
             let path = uri_path(path::AUTHENTICATE).map_err(Failure::Login)?;
-            *proof = match self.grpc(at).unary(Request::new(request), path, codec).await {
+            let mut grpc = self.grpc(at).await.map_err(Failure::Login)?;
+            *proof = match grpc.unary(Request::new(request), path, codec).await {
                 Ok(answer) => {
                     let mut token: Token = answer.into_inner().token.parse().map_err(|_| Failure::BadToken)?;
                     token.set_sensitive(true);
@@ -230,11 +232,16 @@ impl Calls {
         &self.servers[at % self.servers.len()]
     }
 
-    fn grpc(&self, at: usize) -> Grpc<Channel> {
+    /// A client of this server that takes one call. It connects when the call is made.
+    async fn grpc(&self, at: usize) -> Result<Grpc<Channel>, Status> {
         let server = self.server(at);
-        let mut channel = server.channel.lock().unwrap_or_else(PoisonError::into_inner);
-        let channel = channel.get_or_insert_with(|| server.endpoint.connect_lazy());
-        Grpc::new(channel.clone()).max_decoding_message_size(ANSWER_LIMIT)
+        let channel = {
+            let mut channel = server.channel.lock().unwrap_or_else(PoisonError::into_inner);
+            channel.get_or_insert_with(|| server.endpoint.connect_lazy()).clone()
+        };
+        let mut grpc = Grpc::new(channel).max_decoding_message_size(ANSWER_LIMIT);
+        grpc.ready().await.map_err(|error| Status::from_error(error.into()))?;
+        Ok(grpc)
     }
 
     /// The server failed: the next one's turn, unless somebody else has moved on already.

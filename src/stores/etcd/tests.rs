@@ -1,7 +1,7 @@
 #![allow(clippy::unwrap_used)]
 
-use prost::Message as _;
 use proptest::prelude::*;
+use prost::Message as _;
 use tonic::{Code, Status};
 
 use super::channel::{Meaning, describe, is_about_token, meaning};

@@ -142,10 +142,7 @@ impl Follower {
         let reply = self.shared.client.read(&self.target).await.map_err(Lost::Store)?;
         let now = Now::read();
         if self.place.read(reply.position) {
-            tracing::warn!(
-                target = &**self.target.name(),
-                "etcd's history went back; joining with what was known"
-            );
+            tracing::warn!(target = &**self.target.name(), "etcd's history went back; joining with what was known");
             self.view.index_went_back(now);
         }
         let was_out_of_reach = std::mem::take(&mut self.out_of_reach);
