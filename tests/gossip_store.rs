@@ -187,7 +187,10 @@ async fn a_value_that_the_other_store_does_not_take_is_told_and_never_counts_as_
     file.write("multi_kv_config: { mirror_enabled: true }\n");
     let status = || fleet.nodes[0].migration().unwrap();
     until_seen("the error", status, async || {
-        status().last_error_secondary.is_some_and(|error| error.contains("suite/large") && error.contains("524288"))
+        status()
+            .last_error_secondary
+            .as_ref()
+            .is_some_and(|error| error.contains("suite/large") && error.contains("524288"))
     })
     .await;
     assert!(!status().backfill.verified, "{:?}", status());
@@ -198,7 +201,7 @@ async fn a_value_that_the_other_store_does_not_take_is_told_and_never_counts_as_
         CasAction::Write(Value::new(map))
     };
     store.cas("suite/small", Box::new(small)).await.unwrap();
-    let arrived = async || consul.request("GET", "/v1/kv/suite/small?raw", b"").contains("\"x\"");
+    let arrived = async || consul.request("GET", "/v1/kv/suite/?keys", b"").contains("suite/small");
     assert!(support::wait_until(PATIENCE, arrived).await, "{:?}", status());
     assert!(!status().backfill.verified && status().outbox_len > 0, "{:?}", status());
     store.delete("suite/large").await.unwrap();
