@@ -478,6 +478,61 @@ async fn an_account_logs_in_and_again_when_its_token_is_gone() {
     }
 }
 
+#[cfg(feature = "etcd-tls")]
+#[tokio::test]
+async fn tls_is_proven_both_ways_and_strangers_get_nowhere() {
+    use annulus::stores::etcd::EtcdTls;
+    use support::consul::certificates;
+
+    let (Some(ours), Some(theirs)) = (certificates(), certificates()) else { return };
+    let file = |name: &str| ours.path().join(name);
+    let argument = |name: &str, path: &str| format!("--{name}={}", file(path).display());
+    let arguments = [
+        argument("cert-file", "dc1-server-consul-0.pem"),
+        argument("key-file", "dc1-server-consul-0-key.pem"),
+        argument("trusted-ca-file", "consul-agent-ca.pem"),
+        "--client-cert-auth".to_owned(),
+    ];
+    let Some(etcd) = Etcd::start_with("etcd-3.5", &arguments) else { return };
+    let good = || EtcdTls {
+        ca_path: Some(file("consul-agent-ca.pem")),
+        cert_path: Some(file("dc1-client-consul-0.pem")),
+        key_path: Some(file("dc1-client-consul-0-key.pem")),
+        server_name: None,
+    };
+    let with = |tls| EtcdConfig { tls: Some(tls), ..config(etcd.host()) };
+    let store = open(with(good()));
+    set(&store, "key", "a", "1").await.unwrap();
+    let mut watch = store.watch_key("key");
+    assert_eq!(notes(&next(&mut watch).await).get("a"), Some("1"));
+    let named = EtcdTls { server_name: Some("server.dc1.consul".to_owned()), ..good() };
+    set(&open(with(named)), "key", "a", "2").await.unwrap();
+    next_where(&mut watch, |change| notes(change).get("a") == Some("2")).await;
+
+    let strangers = [
+        with(EtcdTls { server_name: Some("another.name".to_owned()), ..good() }),
+        with(EtcdTls { ca_path: Some(theirs.path().join("consul-agent-ca.pem")), ..good() }),
+        with(EtcdTls { cert_path: None, key_path: None, ..good() }),
+        with(EtcdTls {
+            cert_path: Some(theirs.path().join("dc1-client-consul-0.pem")),
+            key_path: Some(theirs.path().join("dc1-client-consul-0-key.pem")),
+            ..good()
+        }),
+        config(etcd.host()),
+    ];
+    for stranger in strangers {
+        let refused = open(stranger.clone()).get("key").await;
+        assert!(matches!(refused, Err(StoreError::Unavailable { .. })), "{stranger:?}: {refused:?}");
+    }
+    for unusable in [
+        EtcdTls { ca_path: Some(file("missing.pem")), ..good() },
+        EtcdTls { key_path: None, ..good() },
+        EtcdTls { key_path: Some(file("consul-agent-ca.pem")), ..good() },
+    ] {
+        assert!(EtcdStore::new(with(unusable.clone()), codecs()).is_err(), "{unusable:?}");
+    }
+}
+
 #[tokio::test]
 async fn a_dropped_watch_ends_its_task() {
     let Some(etcd) = Etcd::start() else { return };

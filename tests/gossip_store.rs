@@ -204,7 +204,10 @@ async fn a_value_that_the_other_store_does_not_take_is_told_and_never_counts_as_
     let arrived = async || consul.request("GET", "/v1/kv/suite/?keys", b"").contains("suite/small");
     assert!(support::wait_until(PATIENCE, arrived).await, "{:?}", status());
     assert!(!status().backfill.verified && status().outbox_len > 0, "{:?}", status());
-    store.delete("suite/large").await.unwrap();
+    // Each node has it waiting in its outbox, so each has to hear that it is no longer wanted.
+    for node in &fleet.nodes {
+        node.store().delete("suite/large").await.unwrap();
+    }
     fleet.mirrored().await;
     fleet.stop().await;
 }

@@ -21,7 +21,7 @@ pub const VERSIONS: [&str; 2] = ["etcd-3.5", "etcd-3.4"];
 /// A running etcd with a directory of its own, so that a restart keeps everything.
 pub struct Etcd {
     program: PathBuf,
-    /// Clients, other servers.
+    /// Clients, other servers, health (without TLS).
     ports: Vec<u16>,
     arguments: Vec<String>,
     child: Child,
@@ -57,7 +57,7 @@ impl Etcd {
         let mut problem = String::new();
         for _ in 0..5 {
             let directory = tempfile::tempdir().unwrap();
-            let ports = PortLease::new(2).release();
+            let ports = PortLease::new(3).release();
             match Self::launch(&program, ports, arguments.to_vec(), directory) {
                 Ok(etcd) => return Some(etcd),
                 Err((reason, _)) => problem = reason,
@@ -74,9 +74,12 @@ impl Etcd {
     ) -> Result<Self, (String, tempfile::TempDir)> {
         let log = std::fs::File::create(directory.path().join("log")).unwrap();
         let url = |index: usize| format!("http://127.0.0.1:{}", ports[index]);
+        let tls = arguments.iter().any(|argument| argument.starts_with("--cert-file="));
+        let clients = if tls { url(0).replace("http:", "https:") } else { url(0) };
         let spawned = Command::new(program)
             .arg(format!("--data-dir={}", directory.path().join("data").display()))
-            .args([format!("--listen-client-urls={}", url(0)), format!("--advertise-client-urls={}", url(0))])
+            .args([format!("--listen-client-urls={clients}"), format!("--advertise-client-urls={clients}")])
+            .arg(format!("--listen-metrics-urls={}", url(2)))
             .args([format!("--listen-peer-urls={}", url(1)), format!("--initial-advertise-peer-urls={}", url(1))])
             .arg(format!("--initial-cluster=default={}", url(1)))
             .args(["--logger=zap", "--log-level=warn"])
@@ -107,7 +110,7 @@ impl Etcd {
             if let Some(status) = self.child.try_wait().unwrap() {
                 return Err(format!("it ended with {status}: {}", self.log()));
             }
-            if self.exchange("GET", "/health", "").is_ok_and(|answer| answer.contains(r#""health":"true""#)) {
+            if self.exchange(2, "GET", "/health", "").is_ok_and(|answer| answer.contains(r#""health":"true""#)) {
                 return Ok(());
             }
             std::thread::sleep(Duration::from_millis(20));
@@ -120,14 +123,15 @@ impl Etcd {
     /// # Panics
     /// When the server cannot be reached, or answers with anything but success.
     pub fn call(&self, path: &str, body: &Value) -> Value {
-        let answer = self.exchange("POST", path, &body.to_string()).unwrap();
+        let answer = self.exchange(0, "POST", path, &body.to_string()).unwrap();
         let (head, body) = answer.split_once("\r\n\r\n").unwrap();
         assert!(head.starts_with("HTTP/1.0 200"), "{path}: {answer}");
         serde_json::from_str(body).unwrap_or_else(|error| panic!("{path}: {error}: {body}"))
     }
 
-    fn exchange(&self, method: &str, path: &str, body: &str) -> std::io::Result<String> {
-        let mut stream = TcpStream::connect_timeout(&self.addr(), Duration::from_secs(1))?;
+    fn exchange(&self, port: usize, method: &str, path: &str, body: &str) -> std::io::Result<String> {
+        let addr = SocketAddr::from(([127, 0, 0, 1], self.ports[port]));
+        let mut stream = TcpStream::connect_timeout(&addr, Duration::from_secs(1))?;
         stream.set_read_timeout(Some(Duration::from_secs(10)))?;
         let token = self.token.as_ref().map_or_else(String::new, |token| format!("Authorization: {token}\r\n"));
         write!(stream, "{method} {path} HTTP/1.0\r\n{token}Content-Length: {}\r\n\r\n{body}", body.len())?;
