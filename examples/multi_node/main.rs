@@ -4,6 +4,7 @@
 //! cargo run --release --example multi_node
 //! cargo run --release --example multi_node -- --fast --output json
 //! cargo run --release --example multi_node -- --old-store consul=http://127.0.0.1:8500 --processes
+//! cargo run --release --features etcd --example multi_node -- --old-store etcd=http://127.0.0.1:2379
 //! ```
 //!
 //! All the time, on every node, a workload looks up owners and does compare-and-swaps; a checker remembers every write
