@@ -111,7 +111,7 @@ impl Edit {
     ) -> Result<Option<Prepared>, StoreError> {
         let base = found.map(|pair| decode(codec, key, &pair.value)).transpose()?;
         let now = Now::read();
-        let Some(Write { value, delta }) = self.decide(key, base.as_ref(), now)? else { return Ok(None) };
+        let Some(Write { value, delta }) = self.decide(key, base.as_ref(), codec, now)? else { return Ok(None) };
         let value = tombstones.stored_form(&value, now);
         if base.is_none() && value.is_empty() {
             return Ok(None);
@@ -125,7 +125,13 @@ impl Edit {
     }
 
     /// What to write over `base`, or `None` when nothing is to be changed.
-    fn decide(&mut self, key: &str, base: Option<&Value>, now: Now) -> Result<Option<Write>, StoreError> {
+    fn decide(
+        &mut self,
+        key: &str,
+        base: Option<&Value>,
+        codec: &dyn Codec,
+        now: Now,
+    ) -> Result<Option<Write>, StoreError> {
         let of_key = |source| StoreError::Type { key: key.to_owned(), source };
         let delta = match self {
             Self::Join(delta) => delta.clone(),
@@ -141,7 +147,7 @@ impl Edit {
         let Some(base) = base else {
             return Ok((!delta.is_empty()).then(|| Write { value: delta.clone(), delta }));
         };
-        let joined = base.join(&delta, now).map_err(of_key)?;
+        let joined = codec.join(base, &delta, now).map_err(of_key)?;
         Ok(joined.change.map(|change| Write {
             value: joined.value,
             delta: if matches!(self, Self::Cas(_)) { delta } else { change },

@@ -24,7 +24,7 @@ const BACKLOG: i32 = 1024;
 #[derive(Debug)]
 pub(super) struct TcpListeners {
     listeners: Vec<TcpListener>,
-    budget: Arc<StreamBudget>,
+    pub(super) budget: Arc<StreamBudget>,
     /// Where the next accept starts looking, so that a flood on one listener does not starve the others.
     turn: AtomicUsize,
 }
@@ -70,13 +70,13 @@ impl TcpListeners {
             let accepts = rotated(&self.listeners, start).map(TcpListener::accept);
             match any(accepts).await {
                 Ok((stream, from)) => match self.budget.try_take(from.ip()) {
-                    Some(permit) => {
+                    Ok(permit) => {
                         add(&counters.streams_in, 1);
                         // Costs speed at worst, so a failure is no reason to refuse the stream.
                         let _ = stream.set_nodelay(true);
                         return (Box::new(Accepted::new(stream, permit)), from);
                     }
-                    None => add(&counters.streams_refused, 1),
+                    Err(why) => counters.stream_refused(why),
                 },
                 Err(error) => {
                     add(&counters.stream_errors, 1);

@@ -16,13 +16,16 @@ use crate::actors::keys::Wrapping;
 use crate::actors::membership::{Members, Membership, MembershipParts};
 use crate::actors::transport::{TransportActor, TransportParts};
 use crate::actors::watch_hub::WatchHub;
-use crate::config::{self, Config};
+use crate::config::{self, Config, Networks};
 use crate::kv::Codecs;
 use crate::kv::gossip::{Contents, GossipConfig};
 use crate::swim::{LocalNode, SwimConfig};
 use crate::transport::{ByteBudget, Limits, NetTransport, PacketQueue, Transport};
 use crate::wire::message::NodeName;
 use crate::wire::{Compression, EncryptionVersion, Key, Keyring, Label, PacketOptions};
+
+/// Most bytes of peers' states that wait for the store: three of the largest.
+const STATES_WAITING: usize = 3 * crate::wire::stream::MAX_USER_STATE;
 
 /// The gossip side of a node: transport, membership, store.
 pub(super) struct GossipSide {
@@ -31,6 +34,7 @@ pub(super) struct GossipSide {
     pub(super) membership: Addr<Membership>,
     pub(super) transport: Arc<TransportParts>,
     pub(super) joined: watch::Receiver<Joined>,
+    pub(super) contents: Contents,
 }
 
 pub(super) fn bind(config: &Config, extras: &Extras) -> Result<Arc<dyn Transport>, StartError> {
@@ -38,7 +42,13 @@ pub(super) fn bind(config: &Config, extras: &Extras) -> Result<Arc<dyn Transport
         return Ok(transport.clone());
     }
     let memberlist = &config.memberlist;
-    let transport = NetTransport::bind(&memberlist.bind_addresses(), memberlist.bind_port, Limits::default())?;
+    let addresses = memberlist.bind_addresses();
+    let mut limits = Limits::default();
+    if addresses.iter().all(IpAddr::is_loopback) {
+        // All nodes of this machine dial from one address, and nobody else does.
+        limits.max_streams_per_ip = limits.max_streams;
+    }
+    let transport = NetTransport::bind(&addresses, memberlist.bind_port, limits)?;
     Ok(Arc::new(transport))
 }
 
@@ -86,6 +96,7 @@ pub(super) fn start_gossip(
     transport: Arc<dyn Transport>,
     advertised: SocketAddr,
     meta: Bytes,
+    dns_server: Option<SocketAddr>,
 ) -> GossipSide {
     let queue = Arc::new(PacketQueue::default());
     let hub = Arc::new(WatchHub::default());
@@ -97,10 +108,12 @@ pub(super) fn start_gossip(
         },
         codecs: codecs.clone(),
         hub: hub.clone(),
+        events: events.clone(),
         membership: OnceLock::new(),
         contents: Contents::default(),
     });
     let wrapping = Wrapping::new(swim.packet.clone());
+    let network = transport.clone();
     let transport_parts = Arc::new(TransportParts {
         transport,
         queue: queue.clone(),
@@ -108,18 +121,22 @@ pub(super) fn start_gossip(
         stream_timeout: swim.stream_timeout,
         membership: OnceLock::new(),
         budget: ByteBudget::default(),
+        streams: Arc::default(),
     });
     let membership_parts = Arc::new(MembershipParts {
         config: swim,
         wrapping,
         local: LocalNode { name: NodeName::from(config.node.id.as_str()), addr: advertised, meta },
         queue,
+        network,
+        states: ByteBudget::new(STATES_WAITING),
         members: members.clone(),
         events: events.clone(),
         transport: OnceLock::new(),
         gossip: OnceLock::new(),
-        durable: Mutex::new(None),
+        had_left: Mutex::new(None),
         join_members: config.memberlist.join_members.clone(),
+        dns_server,
         join: JoinPolicy {
             max_retries: config.memberlist.max_join_retries,
             min_backoff: config.memberlist.min_join_backoff,
@@ -140,7 +157,8 @@ pub(super) fn start_gossip(
     let _ = membership_parts.gossip.set(gossip.clone());
     let client = GossipClient::new(gossip, hub.clone(), membership_parts.joined.subscribe());
     let joined = membership_parts.joined.subscribe();
-    GossipSide { client, hub, membership, transport: transport_parts, joined }
+    let contents = gossip_parts.contents.clone();
+    GossipSide { client, hub, membership, transport: transport_parts, joined, contents }
 }
 
 /// The keys from the configuration. A wrong key is refused: to go on without it would be to go on in the clear.
@@ -190,6 +208,8 @@ pub(super) fn swim_config(config: &Config) -> Result<SwimConfig, StartError> {
         packet_budget: usize::try_from(settings.udp_buffer_size).unwrap_or(1400),
         disable_tcp_pings: !settings.stream_ping_fallback,
         rejoin_interval: memberlist.rejoin_interval,
+        allowed_networks: Networks::parse(&memberlist.cidrs_allowed)
+            .map_err(|error| StartError::Config(format!("memberlist.cidrs_allowed: {error}")))?,
         ..SwimConfig::default()
     })
 }
