@@ -19,7 +19,7 @@
 //! | [`config`] | what can be set: static, and runtime (reloaded while running) |
 //! | [`ring`] | the ring value and its merge, tokens, lookup, replication, an instance's life |
 //! | [`kv`] | the contract of a store, mergeable values, and the gossip store's core |
-//! | [`stores`] | stores that live elsewhere: Consul, in-memory |
+//! | [`stores`] | stores that live elsewhere: Consul, etcd, in-memory |
 //! | [`migration`] | the multi store's core: mirroring by join, backfill, flip |
 //! | [`swim`] | membership: probes, suspicion, gossip, push/pull |
 //! | [`wire`] | bytes to messages and back, as memberlist writes them |
@@ -36,6 +36,8 @@
 //! | feature | default | what |
 //! |---|---|---|
 //! | `consul` | yes | the Consul store |
+//! | `etcd` | no | the etcd store |
+//! | `etcd-tls` | no | TLS to etcd |
 //! | `http` | yes | the JSON API, metrics, and the server that the agent runs |
 //! | `cli` | yes | the `annulus` binary |
 //!

@@ -52,7 +52,8 @@ kv:
   store: memberlist
   prefix: collectors/
   consul: { host: localhost:8500, acl_token: "", consistent_reads: false, watch_rate_limit: 1, watch_burst_size: 1 }
-  etcd: { endpoints: [], username: "", password: "", tls_enabled: false, dial_timeout: 10s, max_retries: 10 }
+  etcd: { endpoints: [], username: "", password: "", tls_enabled: false, tls_cert_path: "", tls_key_path: "",
+          tls_ca_path: "", tls_server_name: "", dial_timeout: 10s, max_retries: 10 }
   multi: { primary: consul, secondary: memberlist, mirror_enabled: false, mirror_timeout: 2s }
 rings:
   - { name: ingester, key: ring, join: true, replication_factor: 3, zone_awareness_enabled: true, num_tokens: 128,
@@ -63,6 +64,9 @@ runtime_config: { file: [runtime.yaml], period: 10s }
 migration: { enabled: false, teardown: false }
 http: { listen: 127.0.0.1:8080, admin_token_file: "" }
 "#;
+
+/// Whether etcd is in this build.
+const ETCD: bool = cfg!(feature = "etcd");
 
 /// A directory with one file in it.
 fn written(name: &str, text: &str) -> (TempDir, PathBuf) {
@@ -294,8 +298,12 @@ fn combinations_that_cannot_work_are_refused() {
     for (assignments, key) in [
         (vec!["kv.store=multi", "kv.multi.secondary=consul"], "kv.multi.secondary"),
         (vec!["kv.store=multi", "kv.multi.primary=multi"], "kv.multi.primary"),
-        (vec!["kv.store=multi", "kv.multi.primary=etcd"], "kv.multi.primary"),
-        (vec!["kv.store=etcd"], "kv.store"),
+        // Without the feature the store itself is refused, with it the servers are missing.
+        (vec!["kv.store=multi", "kv.multi.primary=etcd"], if ETCD { "kv.etcd.endpoints" } else { "kv.multi.primary" }),
+        (vec!["kv.store=etcd"], if ETCD { "kv.etcd.endpoints" } else { "kv.store" }),
+        (vec!["kv.store=etcd", "kv.etcd.endpoints=host"], if ETCD { "kv.etcd.endpoints[0]" } else { "kv.store" }),
+        (vec!["kv.store=etcd", "kv.etcd.password=x"], if ETCD { "kv.etcd.username" } else { "kv.store" }),
+        (vec!["kv.store=etcd", "kv.etcd.tls_key_path=x"], if ETCD { "kv.etcd.tls_key_path" } else { "kv.store" }),
         (vec!["kv.store=consul", "kv.consul.host=consul"], "kv.consul.host"),
         (vec!["kv.store=consul", "kv.consul.host=https://c:1"], "kv.consul.host"),
         (vec!["kv.store=consul", "kv.consul.watch_rate_limit=-1"], "kv.consul.watch_rate_limit"),

@@ -88,7 +88,7 @@ async fn it_keeps_the_contract_of_a_store() {
         let config = ConsulConfig { keep_tombstones: true, ..config(consul.host()) };
         ConsulStore::new(config, store_suite::codecs()).unwrap()
     };
-    store_suite::run(client(), client()).await;
+    store_suite::run_linearizable(client(), client()).await;
 }
 
 #[tokio::test]

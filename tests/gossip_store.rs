@@ -91,38 +91,143 @@ async fn two_nodes_that_have_flipped_to_gossip_keep_the_contract() {
     fleet.stop().await;
 }
 
-#[cfg(feature = "consul")]
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn two_nodes_that_mirror_from_consul_into_gossip_keep_the_contract() {
-    let Some(consul) = support::consul::Consul::start() else { return };
-    let host = consul.host();
+/// Two nodes that mirror from one store into another, with real servers where a store has one.
+#[cfg(any(feature = "consul", feature = "etcd"))]
+async fn pair(primary: KvStore, secondary: KvStore) {
+    let uses = |store| [primary, secondary].contains(&store);
+    let (mut consul, mut etcd) = (None, None);
+    if uses(KvStore::Consul) {
+        let Some(server) = support::consul::Consul::start() else { return };
+        consul = Some(server);
+    }
+    if uses(KvStore::Etcd) {
+        let Some(server) = support::etcd::Etcd::start() else { return };
+        etcd = Some(server);
+    }
+    let (consul_host, etcd_host) =
+        (consul.as_ref().map(|server| server.host()), etcd.as_ref().map(|server| server.host()));
     let fleet = two_nodes(move |_, config| {
-        two_stores(config, KvStore::Consul, KvStore::Memberlist);
-        config.kv.consul.host.clone_from(&host);
+        two_stores(config, primary, secondary);
+        if let Some(host) = &consul_host {
+            config.kv.consul.host.clone_from(host);
+        }
+        config.kv.etcd.endpoints = etcd_host.iter().cloned().collect();
         config.kv.multi.mirror_enabled = true;
     })
     .await;
     run(&fleet).await;
+    if primary != KvStore::Memberlist {
+        store_suite::concurrent_increments_are_one_history(&fleet.nodes[0].store(), &fleet.nodes[1].store()).await;
+    }
     fleet.mirrored().await;
     fleet.stop().await;
+    // What the nodes said is in both stores is there.
+    if let Some(consul) = consul {
+        let keys = consul.request("GET", "/v1/kv/suite/?keys", b"");
+        assert!(keys.contains("suite/count"), "{keys}");
+    }
+    if let Some(etcd) = etcd {
+        assert!(etcd.bytes("suite/count").is_some());
+    }
+}
+
+#[cfg(feature = "consul")]
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn two_nodes_that_mirror_from_consul_into_gossip_keep_the_contract() {
+    pair(KvStore::Consul, KvStore::Memberlist).await;
+}
+
+#[cfg(feature = "consul")]
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn two_nodes_that_mirror_from_gossip_into_consul_keep_the_contract() {
+    pair(KvStore::Memberlist, KvStore::Consul).await;
+}
+
+#[cfg(feature = "etcd")]
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn two_nodes_that_mirror_from_etcd_into_gossip_keep_the_contract() {
+    pair(KvStore::Etcd, KvStore::Memberlist).await;
+}
+
+#[cfg(feature = "etcd")]
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn two_nodes_that_mirror_from_gossip_into_etcd_keep_the_contract() {
+    pair(KvStore::Memberlist, KvStore::Etcd).await;
+}
+
+#[cfg(feature = "etcd")]
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn two_nodes_that_mirror_from_memory_into_etcd_keep_the_contract_without_gossip() {
+    pair(KvStore::Inmemory, KvStore::Etcd).await;
+}
+
+#[cfg(feature = "consul")]
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_value_that_the_other_store_does_not_take_is_told_and_never_counts_as_copied() {
+    use annulus::kv::{CasAction, Value};
+    use fleet::{PATIENCE, until_seen};
+
+    let Some(consul) = support::consul::Consul::start() else { return };
+    let host = consul.host();
+    let file = RuntimeFile::new("multi_kv_config: { mirror_enabled: false }\n");
+    let path = file.path();
+    let fleet = two_nodes(move |_, config| {
+        two_stores(config, KvStore::Inmemory, KvStore::Consul);
+        config.kv.consul.host.clone_from(&host);
+        config.runtime_config.file = vec![path.clone()];
+    })
+    .await;
+    let store = fleet.nodes[0].store();
+    let large = |_: Option<&Value>| {
+        let (mut map, now) = (Map::new(), annulus::clock::Now::read());
+        (0..20_000).for_each(|number| map.insert(now, format!("an entry with number {number}"), number));
+        CasAction::Write(Value::new(map))
+    };
+    store.cas("suite/large", Box::new(large)).await.unwrap();
+    file.write("multi_kv_config: { mirror_enabled: true }\n");
+    let status = || fleet.nodes[0].migration().unwrap();
+    until_seen("the error", status, async || {
+        status()
+            .last_error_secondary
+            .as_ref()
+            .is_some_and(|error| error.contains("suite/large") && error.contains("524288"))
+    })
+    .await;
+    assert!(!status().backfill.verified, "{:?}", status());
+    // The store itself is not to blame, so other keys go on.
+    let small = |old: Option<&Value>| {
+        let mut map = old.and_then(Value::downcast_ref::<Map>).cloned().unwrap_or_default();
+        map.insert(annulus::clock::Now::read(), "x", 1);
+        CasAction::Write(Value::new(map))
+    };
+    store.cas("suite/small", Box::new(small)).await.unwrap();
+    let arrived = async || consul.request("GET", "/v1/kv/suite/?keys", b"").contains("suite/small");
+    assert!(support::wait_until(PATIENCE, arrived).await, "{:?}", status());
+    assert!(!status().backfill.verified && status().outbox_len > 0, "{:?}", status());
+    // Each node has it waiting in its outbox, so each has to hear that it is no longer wanted.
+    for node in &fleet.nodes {
+        node.store().delete("suite/large").await.unwrap();
+    }
+    fleet.mirrored().await;
+    fleet.stop().await;
+}
+
+#[cfg(all(feature = "consul", feature = "etcd"))]
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn two_nodes_that_mirror_from_consul_into_etcd_keep_the_contract_without_gossip() {
+    pair(KvStore::Consul, KvStore::Etcd).await;
+}
+
+#[cfg(all(feature = "consul", feature = "etcd"))]
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn two_nodes_that_mirror_from_etcd_into_consul_keep_the_contract_without_gossip() {
+    pair(KvStore::Etcd, KvStore::Consul).await;
 }
 
 #[cfg(feature = "consul")]
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn two_nodes_that_mirror_from_memory_into_consul_keep_the_contract_without_gossip() {
-    let Some(consul) = support::consul::Consul::start() else { return };
-    let host = consul.host();
-    let fleet = two_nodes(move |_, config| {
-        two_stores(config, KvStore::Inmemory, KvStore::Consul);
-        config.kv.consul.host.clone_from(&host);
-        config.kv.multi.mirror_enabled = true;
-    })
-    .await;
-    run(&fleet).await;
-    fleet.mirrored().await;
-    let keys = consul.request("GET", "/v1/kv/suite/?keys", b"");
-    assert!(keys.contains("suite/"), "the mirror is Consul, not the primary once more: {keys}");
-    fleet.stop().await;
+    pair(KvStore::Inmemory, KvStore::Consul).await;
 }
 
 #[cfg(feature = "consul")]

@@ -19,13 +19,13 @@ use support::store_suite::{self, Map, codecs};
 #[tokio::test]
 async fn the_memory_store_keeps_the_contract() {
     let memory = Memory::new();
-    store_suite::run(memory.store(codecs()), memory.store(codecs())).await;
+    store_suite::run_linearizable(memory.store(codecs()), memory.store(codecs())).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 async fn the_memory_store_keeps_the_contract_with_threads() {
     let memory = Memory::new();
-    store_suite::run(memory.store(codecs()), memory.store(codecs())).await;
+    store_suite::run_linearizable(memory.store(codecs()), memory.store(codecs())).await;
 }
 
 async fn put(store: &SharedStore, key: &str, value: i64) {

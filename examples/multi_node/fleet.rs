@@ -9,6 +9,8 @@ use std::time::Duration;
 use annulus::stores::memory::Memory;
 use anyhow::Context;
 use arc_swap::ArcSwapOption;
+use base64::Engine as _;
+use base64::prelude::BASE64_STANDARD as BASE64;
 
 use crate::Options;
 use crate::peer::{Agent, KEYS, Peer, RING, agent_binary};
@@ -18,6 +20,7 @@ use crate::peer::{Agent, KEYS, Peer, RING, agent_binary};
 pub enum OldStore {
     Memory,
     Consul(String),
+    Etcd(String),
 }
 
 impl std::str::FromStr for OldStore {
@@ -26,14 +29,18 @@ impl std::str::FromStr for OldStore {
     fn from_str(text: &str) -> Result<Self, String> {
         match text.split_once('=') {
             None if text == "memory" => Ok(Self::Memory),
-            Some(("consul", url)) => {
+            Some((store @ ("consul" | "etcd"), url)) => {
                 let host = url.strip_prefix("http://").unwrap_or(url).trim_end_matches('/');
                 if host.is_empty() || host.contains('/') {
                     return Err(format!("{url:?} is not an http://host:port"));
                 }
-                Ok(Self::Consul(host.to_owned()))
+                match store {
+                    "consul" => Ok(Self::Consul(host.to_owned())),
+                    _ if cfg!(feature = "etcd") => Ok(Self::Etcd(host.to_owned())),
+                    _ => Err("this program was built without etcd: add --features etcd".to_owned()),
+                }
             }
-            _ => Err("it must be memory, or consul=http://host:port".to_owned()),
+            _ => Err("it must be memory, consul=http://host:port, or etcd=http://host:port".to_owned()),
         }
     }
 }
@@ -43,6 +50,7 @@ impl OldStore {
         match self {
             Self::Memory => "inmemory",
             Self::Consul(_) => "consul",
+            Self::Etcd(_) => "etcd",
         }
     }
 }
@@ -167,13 +175,24 @@ impl Fleet {
         Ok(())
     }
 
-    /// Removes from a real Consul what this run left there.
+    /// Removes from a real server what this run left there.
     pub async fn clean_up(&self) -> anyhow::Result<()> {
-        let OldStore::Consul(host) = &self.old else { return Ok(()) };
         let client = reqwest::Client::builder().timeout(Duration::from_secs(10)).no_proxy().build()?;
         for prefix in [self.prefix.clone(), format!("{KEYS}{}", self.prefix)] {
-            let url = format!("http://{host}/v1/kv/{prefix}?recurse");
-            client.delete(url).send().await?.error_for_status()?;
+            let request = match &self.old {
+                OldStore::Memory => return Ok(()),
+                OldStore::Consul(host) => client.delete(format!("http://{host}/v1/kv/{prefix}?recurse")),
+                OldStore::Etcd(host) => {
+                    // All keys from the prefix up to the next text of its length, over etcd's JSON gateway.
+                    let mut end = prefix.clone().into_bytes();
+                    if let Some(last) = end.last_mut() {
+                        *last += 1;
+                    }
+                    let body = serde_json::json!({ "key": BASE64.encode(&prefix), "range_end": BASE64.encode(&end) });
+                    client.post(format!("http://{host}/v3/kv/deleterange")).json(&body)
+                }
+            };
+            request.send().await?.error_for_status()?;
         }
         Ok(())
     }
@@ -211,10 +230,11 @@ impl Fleet {
             Wiring::Both => format!("  store: multi\n  multi: {{ primary: {old}, secondary: memberlist }}"),
             Wiring::Gossip { .. } => "  store: memberlist".to_owned(),
         };
-        let consul = match &self.old {
+        let server = match &self.old {
             OldStore::Consul(host) => {
                 format!("\n  consul: {{ host: \"{host}\", watch_rate_limit: 10, watch_burst_size: 2 }}")
             }
+            OldStore::Etcd(host) => format!("\n  etcd: {{ endpoints: [\"{host}\"] }}"),
             OldStore::Memory => String::new(),
         };
         format!(
@@ -222,7 +242,7 @@ impl Fleet {
              memberlist:\n  bind_addr: [127.0.0.1]\n  bind_port: {gossip}\n  join_members: {join:?}\n\
              \x20 cluster_label: demo\n  gossip_interval: 100ms\n  probe_interval: {probe}\n  probe_timeout: {timeout}\n\
              \x20 suspicion_mult: 3\n  leave_timeout: 5s\n\
-             kv:\n  prefix: {prefix}\n{store}{consul}\n\
+             kv:\n  prefix: {prefix}\n{store}{server}\n\
              rings:\n  - name: {RING}\n    key: ring\n    replication_factor: 3\n    zone_awareness_enabled: true\n\
              \x20   num_tokens: 128\n    heartbeat_period: {beat}\n    heartbeat_timeout: {beat_timeout}\n\
              \x20   min_ready_duration: 0s\n    unregister_on_shutdown: false\n    auto_forget_unhealthy_periods: 1\n\

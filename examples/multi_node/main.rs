@@ -4,6 +4,7 @@
 //! cargo run --release --example multi_node
 //! cargo run --release --example multi_node -- --fast --output json
 //! cargo run --release --example multi_node -- --old-store consul=http://127.0.0.1:8500 --processes
+//! cargo run --release --features etcd --example multi_node -- --old-store etcd=http://127.0.0.1:2379
 //! ```
 //!
 //! All the time, on every node, a workload looks up owners and does compare-and-swaps; a checker remembers every write
@@ -38,10 +39,10 @@ struct Options {
     /// How many nodes.
     #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u8).range(4..=20))]
     nodes: u8,
-    /// Where the ring is kept at the beginning: `memory`, or `consul=URL`.
+    /// Where the ring is kept at the beginning: `memory`, `consul=URL` or `etcd=URL`.
     #[arg(long, default_value = "memory")]
     old_store: OldStore,
-    /// Each node is an `annulus agent` process of its own (needs a Consul that they can share).
+    /// Each node is an `annulus agent` process of its own (needs a Consul or an etcd that they can share).
     #[arg(long)]
     processes: bool,
     /// Shorter timings, no pauses for the reader.
@@ -63,7 +64,10 @@ fn main() -> ExitCode {
     let filter = tracing_subscriber::EnvFilter::try_from_default_env().unwrap_or_else(|_| "off".into());
     tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
     if options.processes && matches!(options.old_store, OldStore::Memory) {
-        eprintln!("--processes needs a store that processes can share: add --old-store consul=http://127.0.0.1:8500");
+        eprintln!(
+            "--processes needs a store that processes can share: add --old-store consul=http://127.0.0.1:8500, \
+             or etcd=http://127.0.0.1:2379"
+        );
         return ExitCode::from(2);
     }
     let runtime = match tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build() {

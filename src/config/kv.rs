@@ -19,7 +19,7 @@ pub enum KvStore {
     Memberlist,
     /// A Consul server.
     Consul,
-    /// An etcd server. Refused by this version.
+    /// An etcd cluster. Needs the crate's feature `etcd`.
     Etcd,
     /// A store in this process alone, for tests.
     Inmemory,
@@ -54,7 +54,7 @@ impl KvStore {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct KvConfig {
-    /// Store of the rings. multi is two of them, for a migration; etcd is not in this version.
+    /// Store of the rings. multi is two of them, for a migration; etcd needs a program built with the feature etcd.
     pub store: KvStore,
     /// Put in front of every ring key.
     pub prefix: String,
@@ -123,23 +123,31 @@ impl Default for ConsulConfig {
     }
 }
 
-/// An etcd server.
+/// An etcd cluster.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct EtcdConfig {
-    /// host:port of the etcd servers.
+    /// host:port of the etcd servers. One is asked until it fails, then the next.
     #[serde(deserialize_with = "units::list")]
     pub endpoints: Vec<String>,
     /// User at etcd.
     pub username: String,
     /// Password at etcd.
     pub password: Secret,
-    /// Use TLS to etcd.
+    /// Use TLS to etcd. Needs a program built with the feature etcd-tls.
     pub tls_enabled: bool,
+    /// Our certificate, where etcd wants one, PEM.
+    pub tls_cert_path: String,
+    /// Private key of that certificate, PEM.
+    pub tls_key_path: String,
+    /// Authorities that sign etcd's certificates, PEM. Empty: those of the system.
+    pub tls_ca_path: String,
+    /// Name expected in etcd's certificates. Empty: the host of the endpoint.
+    pub tls_server_name: String,
     /// Longest wait for a connection to etcd.
     #[serde(with = "units::duration")]
     pub dial_timeout: Duration,
-    /// Attempts of one operation at etcd.
+    /// Attempts of one compare-and-swap at etcd; 0 counts as 1.
     pub max_retries: u32,
 }
 
@@ -150,6 +158,10 @@ impl Default for EtcdConfig {
             username: String::new(),
             password: Secret::default(),
             tls_enabled: false,
+            tls_cert_path: String::new(),
+            tls_key_path: String::new(),
+            tls_ca_path: String::new(),
+            tls_server_name: String::new(),
             dial_timeout: Duration::from_secs(10),
             max_retries: 10,
         }

@@ -10,7 +10,7 @@ use base64::engine::general_purpose::STANDARD;
 use super::error::Problem;
 use super::memberlist::TransportKind;
 use super::rings::{MergeStrategy, TokenStrategy};
-use super::{Config, KvStore, MemberlistConfig, Networks, RingConfig};
+use super::{Config, EtcdConfig, KvStore, MemberlistConfig, Networks, RingConfig};
 
 /// Longest name and label that fit the wire.
 const MAX_NAME_BYTES: usize = 255;
@@ -202,12 +202,16 @@ fn kv(config: &Config, found: &mut Problems) {
             "is the same store as kv.multi.primary; name the other one",
         );
         for (key, store) in [("kv.multi.primary", kv.multi.primary), ("kv.multi.secondary", kv.multi.secondary)] {
-            found.check(store != KvStore::Multi, key, "cannot be multi itself; name memberlist, consul or inmemory");
+            found.check(
+                store != KvStore::Multi,
+                key,
+                "cannot be multi itself; name memberlist, consul, etcd or inmemory",
+            );
         }
     }
     for (key, store) in store_keys(config) {
         if store == KvStore::Etcd {
-            found.add(key, format!("`etcd` is {LATER}; a later version will have it"));
+            etcd(key, &kv.etcd, found);
         }
     }
     if kv.stores().contains(&KvStore::Consul) {
@@ -224,6 +228,38 @@ fn kv(config: &Config, found: &mut Problems) {
         );
     }
     found.check(!kv.prefix.starts_with('/'), "kv.prefix", "must not begin with a slash, Consul refuses such keys");
+}
+
+fn etcd(key: &str, etcd: &EtcdConfig, found: &mut Problems) {
+    if !cfg!(feature = "etcd") {
+        found.add(key, "is etcd, which this program was built without; build it with the crate's feature `etcd`");
+        return;
+    }
+    found.check(!etcd.endpoints.is_empty(), "kv.etcd.endpoints", "is empty; name the servers, each as host:port");
+    for (index, endpoint) in etcd.endpoints.iter().enumerate() {
+        let scheme = if etcd.tls_enabled { "https://" } else { "http://" };
+        if !is_host_port(endpoint.strip_prefix(scheme).unwrap_or(endpoint)) {
+            found.add(format!("kv.etcd.endpoints[{index}]"), format!("`{endpoint}` is not host:port"));
+        }
+    }
+    found.check(
+        !etcd.username.is_empty() || etcd.password.expose().is_empty(),
+        "kv.etcd.username",
+        "is empty although there is a password",
+    );
+    found.check(!etcd.dial_timeout.is_zero(), "kv.etcd.dial_timeout", "must be longer than zero");
+    if etcd.tls_enabled {
+        found.check(
+            cfg!(feature = "etcd-tls"),
+            "kv.etcd.tls_enabled",
+            "needs a program that was built with the crate's feature `etcd-tls`",
+        );
+    }
+    found.check(
+        etcd.tls_cert_path.is_empty() == etcd.tls_key_path.is_empty(),
+        "kv.etcd.tls_key_path",
+        "and kv.etcd.tls_cert_path belong together; set both or neither",
+    );
 }
 
 /// The keys that name the stores in use.

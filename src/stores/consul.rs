@@ -19,25 +19,19 @@
 //! ```
 
 mod client;
-mod mailbox;
-mod pace;
+mod limit;
 #[cfg(test)]
 mod tests;
-mod view;
 mod watch;
 
-use std::collections::HashMap;
 use std::fmt;
-use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::sync::Arc;
 use std::time::Duration;
 
-use self::client::{Client, Consistency, Target};
-use self::pace::Backoff;
-use crate::clock::Now;
-use crate::kv::{
-    BoxFuture, CasAction, CasFn, CasOutcome, Codec, Codecs, Entry, Store, StoreError, StoreKind, TypeMismatch, Value,
-    Watch,
-};
+use self::client::{Client, Consistency};
+use super::remote::backoff::Backoff;
+use super::remote::{Edit, Prepared, Target, Tombstones, Writers, codec_for, decode};
+use crate::kv::{BoxFuture, CasFn, CasOutcome, Codecs, Entry, Store, StoreError, StoreKind, Value, Watch};
 
 /// The largest value that Consul takes with its default settings, in bytes.
 pub const VALUE_LIMIT: usize = 512 * 1024;
@@ -114,6 +108,10 @@ impl ConsulConfig {
     fn read_consistency(&self) -> Consistency {
         if self.consistent_reads { Consistency::Consistent } else { Consistency::Stale }
     }
+
+    fn tombstones(&self) -> Tombstones {
+        Tombstones { keep: self.keep_tombstones, lifetime: self.left_timeout }
+    }
 }
 
 /// A [`Store`] in Consul. All operations must be called, and watches polled, within a tokio runtime.
@@ -124,8 +122,7 @@ impl ConsulConfig {
 #[derive(Debug)]
 pub struct ConsulStore {
     shared: Arc<Shared>,
-    /// One compare-and-swap at a time for each key: operations of one process must not make each other lose.
-    writers: Mutex<HashMap<String, Weak<tokio::sync::Mutex<()>>>>,
+    writers: Writers,
 }
 
 /// What operations and watch tasks have in common.
@@ -136,18 +133,6 @@ struct Shared {
     codecs: Arc<Codecs>,
 }
 
-/// What a write operation does to the value it finds.
-enum Edit {
-    Cas(CasFn),
-    Join(Value),
-}
-
-/// A value to be written, and what it changes.
-struct Write {
-    value: Value,
-    delta: Value,
-}
-
 impl ConsulStore {
     /// A store at the configured address. Does not connect yet.
     ///
@@ -156,24 +141,13 @@ impl ConsulStore {
     pub fn new(config: ConsulConfig, codecs: Arc<Codecs>) -> Result<Arc<Self>, StoreError> {
         let client = Client::new(&config)?;
         let shared = Arc::new(Shared { client, config, codecs });
-        Ok(Arc::new(Self { shared, writers: Mutex::default() }))
-    }
-
-    fn writer(&self, key: &str) -> Arc<tokio::sync::Mutex<()>> {
-        let mut writers = self.writers.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(lock) = writers.get(key).and_then(Weak::upgrade) {
-            return lock;
-        }
-        writers.retain(|_, lock| lock.strong_count() > 0);
-        let lock = Arc::default();
-        writers.insert(key.to_owned(), Arc::downgrade(&lock));
-        lock
+        Ok(Arc::new(Self { shared, writers: Writers::default() }))
     }
 
     async fn edit(&self, key: &str, mut edit: Edit) -> Result<CasOutcome, StoreError> {
         let Shared { client, config, codecs } = &*self.shared;
         let codec = codec_for(codecs, key)?;
-        let writer = self.writer(key);
+        let writer = self.writers.of(key);
         let _turn = tokio::time::timeout(config.http_client_timeout, writer.lock())
             .await
             .map_err(|_| StoreError::Timeout { store: StoreKind::Consul, after: config.http_client_timeout })?;
@@ -183,22 +157,11 @@ impl ConsulStore {
             let reply = client.read(&Target::Key(key.into()), Consistency::Leader, None).await?;
             let found = reply.pairs.into_iter().next();
             // A key that vanished between two attempts must be created, not compared with the index it once had.
-            let index = found.as_ref().map_or(0, |pair| pair.modify_index);
-            let base = found.as_ref().map(|pair| decode(&*codec, key, &pair.value)).transpose()?;
-            let now = Now::read();
-            let Some(Write { value, delta }) = edit.decide(key, base.as_ref(), &*codec, now)? else {
+            let index = found.as_ref().map_or(0, |pair| pair.version);
+            let Some(Prepared { bytes, delta }) = edit.prepare(key, &*codec, found.as_ref(), &config.tombstones())?
+            else {
                 return Ok(CasOutcome::Unchanged);
             };
-            let value = config.stored_form(&value, now);
-            if base.is_none() && value.is_empty() {
-                return Ok(CasOutcome::Unchanged);
-            }
-            let bytes =
-                codec.encode(&value).map_err(|_| StoreError::Type { key: key.to_owned(), source: TypeMismatch })?;
-            if found.is_some_and(|pair| pair.value == bytes) {
-                // The change was a tombstone of what is not there, and tombstones are not kept.
-                return Ok(CasOutcome::Unchanged);
-            }
             if client.write(key, bytes, index).await? {
                 // Consul does not tell the new index. Asking for it may fail, but the write has happened.
                 let at_least = reply.index.unwrap_or(0).max(index).saturating_add(1);
@@ -210,52 +173,6 @@ impl ConsulStore {
             }
         }
         Err(StoreError::Conflict { key: key.to_owned(), attempts })
-    }
-}
-
-impl Edit {
-    /// What to write over `base`, or `None` when nothing is to be changed.
-    fn decide(
-        &mut self,
-        key: &str,
-        base: Option<&Value>,
-        codec: &dyn Codec,
-        now: Now,
-    ) -> Result<Option<Write>, StoreError> {
-        let of_key = |source| StoreError::Type { key: key.to_owned(), source };
-        let delta = match self {
-            Self::Join(delta) => delta.clone(),
-            Self::Cas(f) => match f(base) {
-                CasAction::Keep => return Ok(None),
-                CasAction::Abort(reason) => return Err(StoreError::Aborted(reason)),
-                CasAction::Write(value) => match value.delta(base, now).map_err(of_key)? {
-                    Some(delta) => delta,
-                    None => return Ok(None),
-                },
-            },
-        };
-        let Some(base) = base else {
-            return Ok((!delta.is_empty()).then(|| Write { value: delta.clone(), delta }));
-        };
-        let joined = codec.join(base, &delta, now).map_err(of_key)?;
-        Ok(joined.change.map(|change| Write {
-            value: joined.value,
-            delta: if matches!(self, Self::Cas(_)) { delta } else { change },
-        }))
-    }
-}
-
-impl ConsulConfig {
-    /// The value as it is written: without tombstones, or without those that everybody has seen by now.
-    fn stored_form(&self, value: &Value, now: Now) -> Value {
-        if !self.keep_tombstones {
-            value.without_tombstones(None).0
-        } else if self.left_timeout.is_zero() {
-            value.clone()
-        } else {
-            let age = i64::try_from(self.left_timeout.as_secs()).unwrap_or(i64::MAX);
-            value.without_tombstones(Some(now.unix_secs().saturating_sub(age))).0
-        }
     }
 }
 
@@ -271,7 +188,7 @@ impl Store for ConsulStore {
             let codec = codec_for(codecs, &key)?;
             let reply = client.read(&Target::Key(key.as_str().into()), config.read_consistency(), None).await?;
             let Some(pair) = reply.pairs.into_iter().next() else { return Ok(None) };
-            Ok(Some(Entry { value: decode(&*codec, &key, &pair.value)?, version: pair.modify_index }))
+            Ok(Some(Entry { value: decode(&*codec, &key, &pair.value)?, version: pair.version }))
         })
     }
 
@@ -307,12 +224,4 @@ impl Store for ConsulStore {
     fn watch_prefix(&self, prefix: &str) -> Watch {
         watch::start(self.shared.clone(), Target::Prefix(prefix.into()))
     }
-}
-
-fn codec_for(codecs: &Codecs, key: &str) -> Result<Arc<dyn Codec>, StoreError> {
-    codecs.for_key(key).ok_or_else(|| StoreError::NoCodec { key: key.to_owned() })
-}
-
-fn decode(codec: &dyn Codec, key: &str, bytes: &[u8]) -> Result<Value, StoreError> {
-    codec.decode(bytes).map_err(|error| StoreError::Decode { key: key.to_owned(), reason: error.reason })
 }

@@ -164,6 +164,25 @@ impl Drop for Consul {
     }
 }
 
+/// A new authority with certificates of its own for 127.0.0.1, in files: `consul-agent-ca.pem`, and
+/// `dc1-server-consul-0.pem` and `dc1-client-consul-0.pem` with their keys beside them (`-key.pem`). Consul can make
+/// them. `None`, with a message, where there is no Consul.
+///
+/// # Panics
+/// When there is a Consul and it makes none, or when there is none and everything is required.
+pub fn certificates() -> Option<tempfile::TempDir> {
+    let Some(program) = program() else {
+        skip_or_fail("there is no consul here to make certificates; scripts/fetch-peers gets one");
+        return None;
+    };
+    let directory = tempfile::tempdir().unwrap();
+    for arguments in [&["ca", "create"][..], &["cert", "create", "-server"], &["cert", "create", "-client"]] {
+        let made = Command::new(&program).arg("tls").args(arguments).current_dir(directory.path()).output().unwrap();
+        assert!(made.status.success(), "{arguments:?}: {made:?}");
+    }
+    Some(directory)
+}
+
 /// `$ANNULUS_CONSUL`, what `scripts/fetch-peers` fetched, or the first `consul` on the path.
 fn program() -> Option<PathBuf> {
     if let Some(program) = std::env::var_os("ANNULUS_CONSUL") {

@@ -4,8 +4,10 @@
 #![allow(dead_code, unreachable_pub, clippy::unwrap_used)]
 
 pub mod consul;
+pub mod etcd;
 pub mod notes;
 pub mod proxy;
+pub mod relay;
 pub mod store_suite;
 
 use std::net::{TcpListener, UdpSocket};

@@ -25,7 +25,15 @@ pub fn codecs() -> Arc<Codecs> {
     codecs
 }
 
-/// Runs the whole suite. The store must hold no key below `suite/` yet. Panics at the first broken promise.
+/// Runs [`run`] and what a store in one place promises on top: compare-and-swap is atomic over all clients (invariant
+/// 35), also when the key is deleted and created anew in between (invariant 39).
+pub async fn run_linearizable(store_a: SharedStore, store_b: SharedStore) {
+    run(store_a.clone(), store_b.clone()).await;
+    concurrent_increments_are_one_history(&store_a, &store_b).await;
+    a_write_never_reaches_a_key_that_was_created_anew(&store_a, &store_b).await;
+}
+
+/// Runs the suite of what every store promises. The store must hold no key below `suite/` yet. Panics at the first broken promise.
 pub async fn run(store_a: SharedStore, store_b: SharedStore) {
     a_missing_key_is_absent(&store_a).await;
     a_write_is_seen_by_both_clients(&store_a, &store_b).await;
@@ -37,6 +45,8 @@ pub async fn run(store_a: SharedStore, store_b: SharedStore) {
     a_deleted_key_is_gone_and_can_be_created_again(&store_a, &store_b).await;
     a_watch_begins_with_the_current_value(&store_a).await;
     a_watch_delivers_the_last_value_and_never_goes_back(&store_a, &store_b).await;
+    watches_of_two_writers_go_forward_to_the_same_end(&store_a, &store_b).await;
+    a_watch_begins_with_nothing_older_than_what_was_read(&store_a).await;
     a_prefix_watch_delivers_its_keys_and_no_others(&store_a, &store_b).await;
     a_join_neither_removes_nor_ages(&store_a, &store_b).await;
     the_typed_client_hides_tombstones_and_the_prefix(&store_a, &store_b).await;
@@ -246,6 +256,143 @@ async fn a_watch_delivers_the_last_value_and_never_goes_back(a: &SharedStore, b:
         next.1 == 50
     })
     .await;
+}
+
+/// Invariants 36 and 38: no watch goes back, and all of them end with the last value.
+async fn watches_of_two_writers_go_forward_to_the_same_end(a: &SharedStore, b: &SharedStore) {
+    const WRITES: i64 = 20;
+    let key = "suite/forward";
+    let follow = |store: &SharedStore| {
+        let mut watch = store.watch_key(key);
+        tokio::spawn(async move {
+            let (mut version, mut seen) = (0, BTreeMap::new());
+            until("the last value of both writers", &mut watch, |change| {
+                let Some(entry) = &change.entry else {
+                    assert!(seen.is_empty(), "the watch went back from {seen:?} to nothing");
+                    return false;
+                };
+                assert!(entry.version >= version, "the watch went back from {version} to {}", entry.version);
+                version = entry.version;
+                let new = content(Some(entry)).expect("a map");
+                for (name, number) in &seen {
+                    assert!(new.get(name) >= Some(number), "the watch went back from {seen:?} to {new:?}");
+                }
+                seen = new;
+                seen.len() == 2 && seen.values().all(|number| *number == WRITES)
+            })
+            .await;
+        })
+    };
+    let followers = [follow(a), follow(b), follow(b)];
+    let write = |store: &SharedStore, name: &'static str| {
+        let store = store.clone();
+        async move {
+            for number in 1..=WRITES {
+                while let Err(error) = edit(&store, key, move |map, now| map.insert(now, name, number)).await {
+                    assert!(matches!(error, StoreError::Conflict { .. }), "{error}");
+                }
+            }
+        }
+    };
+    tokio::join!(write(a, "a"), write(b, "b"));
+    for follower in followers {
+        follower.await.expect("no watch goes back");
+    }
+}
+
+/// Invariant 37, while somebody writes: a new watch begins at once, and not with the past.
+async fn a_watch_begins_with_nothing_older_than_what_was_read(store: &SharedStore) {
+    let key = "suite/begin";
+    for number in 1..=10 {
+        set(store, key, "n", number).await;
+        let read = store.get(key).await.expect("get").expect("an entry");
+        let first = within("the first report", store.watch_key(key).next()).await.expect("a report");
+        let entry = first.entry.expect("it exists");
+        assert!(entry.version >= read.version, "{} was read, {} was shown", read.version, entry.version);
+        assert_eq!(content(Some(&entry)), expected(&[("n", number)]));
+    }
+}
+
+/// Invariant 35: each increment sees the one before, whoever made it, and none is lost.
+pub async fn concurrent_increments_are_one_history(a: &SharedStore, b: &SharedStore) {
+    const EACH: usize = 25;
+    let key = "suite/history";
+    let count = |store: &SharedStore| {
+        let store = store.clone();
+        async move {
+            // What each acknowledged increment began with, and the version that it got.
+            let mut history = Vec::new();
+            while history.len() < EACH {
+                let seen = Arc::new(Mutex::new(0));
+                let record = seen.clone();
+                let outcome = edit(&store, key, move |map, now| {
+                    let old = map.get("count").copied().unwrap_or(0);
+                    *record.lock().expect("lock") = old;
+                    map.insert(now, "count", old + 1);
+                });
+                match outcome.await {
+                    Ok(CasOutcome::Written { version, .. }) => history.push((*seen.lock().expect("lock"), version)),
+                    Ok(outcome) => panic!("not written: {outcome:?}"),
+                    Err(StoreError::Conflict { .. }) => {}
+                    Err(error) => panic!("{error}"),
+                }
+            }
+            history
+        }
+    };
+    let (of_a, of_b, also_of_b) = tokio::join!(count(a), count(b), count(b));
+    for own in [&of_a, &of_b, &also_of_b] {
+        assert!(own.is_sorted(), "numbers and versions grow for each writer: {own:?}");
+    }
+    let mut began: Vec<_> = [of_a, of_b, also_of_b].concat().into_iter().map(|(number, _)| number).collect();
+    began.sort_unstable();
+    assert_eq!(began, (0..3 * EACH as i64).collect::<Vec<_>>(), "two increments began with the same number");
+    assert_eq!(read(a, key).await, expected(&[("count", 3 * EACH as i64)]));
+}
+
+/// Invariant 39: who read a key before it was deleted and created anew does not write over the new one.
+async fn a_write_never_reaches_a_key_that_was_created_anew(a: &SharedStore, b: &SharedStore) {
+    const LIVES: i64 = 25;
+    let key = "suite/lives";
+    let done = Arc::new(std::sync::atomic::AtomicBool::new(false));
+    let writer = |store: SharedStore, done: Arc<std::sync::atomic::AtomicBool>| {
+        tokio::spawn(async move {
+            while !done.load(std::sync::atomic::Ordering::SeqCst) {
+                let callback = |old: Option<&Value>| {
+                    // Only what exists is changed, so that a life begins with the one who created it.
+                    let Some(old) = old else { return CasAction::Keep };
+                    let mut map = old.downcast_ref::<Map>().expect("a map").clone();
+                    let touched = map.get("touched").copied().unwrap_or(0);
+                    map.insert(Now::read(), "touched", touched + 1);
+                    CasAction::Write(Value::new(map))
+                };
+                match store.cas(key, Box::new(callback)).await {
+                    Ok(_) | Err(StoreError::Conflict { .. }) => tokio::task::yield_now().await,
+                    Err(error) => panic!("{error}"),
+                }
+            }
+        })
+    };
+    let writers = [writer(b.clone(), done.clone()), writer(b.clone(), done.clone())];
+    for life in 1..=LIVES {
+        a.delete(key).await.expect("delete");
+        let callback = move |old: Option<&Value>| {
+            assert!(old.is_none(), "somebody wrote to a deleted key");
+            let mut map = Map::new();
+            map.insert(Now::read(), "life", life);
+            CasAction::Write(Value::new(map))
+        };
+        a.cas(key, Box::new(callback)).await.expect("cas");
+        // Each look gives the writers a chance to come too late.
+        for _ in 0..3 {
+            let found = read(a, key).await.expect("it exists");
+            assert_eq!(found.get("life"), Some(&life), "a write that was meant for another life: {found:?}");
+        }
+    }
+    done.store(true, std::sync::atomic::Ordering::SeqCst);
+    for writer in writers {
+        writer.await.expect("no writer panics");
+    }
 }
 
 async fn a_prefix_watch_delivers_its_keys_and_no_others(a: &SharedStore, b: &SharedStore) {

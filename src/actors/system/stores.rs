@@ -1,7 +1,7 @@
 //! The stores that are not gossip.
 
 use std::sync::Arc;
-#[cfg(feature = "consul")]
+#[cfg(any(feature = "consul", feature = "etcd"))]
 use std::time::Duration;
 
 use super::StartError;
@@ -20,23 +20,27 @@ pub(super) fn other_store(
     match kind {
         KvStore::Inmemory => Ok(memory.store(codecs.clone())),
         KvStore::Consul => consul_store(config, codecs, config.kv.store == KvStore::Multi),
-        KvStore::Etcd => refused("not available in this version"),
+        KvStore::Etcd => etcd_store(config, codecs, config.kv.store == KvStore::Multi),
         KvStore::Memberlist | KvStore::Multi => refused("not a store on its own here"),
     }
 }
 
-/// A Consul that works may take this long for an answer.
-#[cfg(feature = "consul")]
-const SHORTEST_CONSUL_TIMEOUT: Duration = Duration::from_secs(2);
+/// A server that works may take this long for an answer.
+#[cfg(any(feature = "consul", feature = "etcd"))]
+const SHORTEST_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// The longest wait for one answer: a server that hangs must be noticed before its silence makes instances look dead.
+#[cfg(any(feature = "consul", feature = "etcd"))]
+fn request_timeout(config: &Config, longest: Duration) -> Duration {
+    let shortest = config.rings.iter().map(|ring| ring.heartbeat_timeout / 3).min().unwrap_or(Duration::MAX);
+    longest.min(shortest.max(SHORTEST_TIMEOUT))
+}
 
 #[cfg(feature = "consul")]
 fn consul_store(config: &Config, codecs: &Arc<Codecs>, multi: bool) -> Result<SharedStore, StartError> {
     use crate::stores::consul::{ConsulConfig, ConsulStore};
     let consul = &config.kv.consul;
     let defaults = ConsulConfig::default();
-    // A Consul that hangs must be noticed before its silence makes instances look dead.
-    let shortest = config.rings.iter().map(|ring| ring.heartbeat_timeout / 3).min().unwrap_or(Duration::MAX);
-    let http_client_timeout = defaults.http_client_timeout.min(shortest.max(SHORTEST_CONSUL_TIMEOUT));
     let settings = ConsulConfig {
         host: consul.host.clone(),
         acl_token: consul.acl_token.expose().to_owned(),
@@ -46,7 +50,7 @@ fn consul_store(config: &Config, codecs: &Arc<Codecs>, multi: bool) -> Result<Sh
         // Two stores converge only when a removal is visible in both.
         keep_tombstones: multi,
         left_timeout: config.memberlist.left_ingesters_timeout,
-        http_client_timeout,
+        http_client_timeout: request_timeout(config, defaults.http_client_timeout),
         ..defaults
     };
     Ok(ConsulStore::new(settings, codecs.clone())?)
@@ -55,4 +59,37 @@ fn consul_store(config: &Config, codecs: &Arc<Codecs>, multi: bool) -> Result<Sh
 #[cfg(not(feature = "consul"))]
 fn consul_store(_: &Config, _: &Arc<Codecs>, _: bool) -> Result<SharedStore, StartError> {
     Err(StartError::Config("kv.store consul needs the crate's feature `consul`".into()))
+}
+
+#[cfg(feature = "etcd")]
+fn etcd_store(config: &Config, codecs: &Arc<Codecs>, multi: bool) -> Result<SharedStore, StartError> {
+    use crate::stores::etcd::{EtcdConfig, EtcdStore, EtcdTls};
+    let etcd = &config.kv.etcd;
+    let defaults = EtcdConfig::default();
+    let some = |text: &str| (!text.is_empty()).then(|| text.to_owned());
+    let tls = etcd.tls_enabled.then(|| EtcdTls {
+        ca_path: some(&etcd.tls_ca_path).map(Into::into),
+        cert_path: some(&etcd.tls_cert_path).map(Into::into),
+        key_path: some(&etcd.tls_key_path).map(Into::into),
+        server_name: some(&etcd.tls_server_name),
+    });
+    let settings = EtcdConfig {
+        endpoints: etcd.endpoints.clone(),
+        username: etcd.username.clone(),
+        password: etcd.password.expose().to_owned(),
+        tls,
+        dial_timeout: etcd.dial_timeout,
+        max_retries: etcd.max_retries,
+        // Two stores converge only when a removal is visible in both.
+        keep_tombstones: multi,
+        left_timeout: config.memberlist.left_ingesters_timeout,
+        request_timeout: request_timeout(config, defaults.request_timeout),
+        ..defaults
+    };
+    Ok(EtcdStore::new(settings, codecs.clone())?)
+}
+
+#[cfg(not(feature = "etcd"))]
+fn etcd_store(_: &Config, _: &Arc<Codecs>, _: bool) -> Result<SharedStore, StartError> {
+    Err(StartError::Config("kv.store etcd needs the crate's feature `etcd`".into()))
 }

@@ -6,7 +6,6 @@
 use std::error::Error as _;
 use std::fmt::Write as _;
 use std::io;
-use std::sync::Arc;
 use std::time::Duration;
 
 use base64::Engine as _;
@@ -17,6 +16,7 @@ use serde::Deserialize;
 
 use super::{ConsulConfig, VALUE_LIMIT};
 use crate::kv::{StoreError, StoreKind};
+use crate::stores::remote::{Pair, Target};
 
 /// The answer for one key: 512 KiB in base64 are 700 KB, and servers may be configured for somewhat more.
 const KEY_BODY_LIMIT: usize = 2 * 1024 * 1024;
@@ -36,30 +36,6 @@ pub(super) enum Consistency {
     Leader,
     /// The leader, after it made sure that it still is.
     Consistent,
-}
-
-/// What is read or watched.
-#[derive(Clone, Debug)]
-pub(super) enum Target {
-    Key(Arc<str>),
-    Prefix(Arc<str>),
-}
-
-impl Target {
-    pub(super) fn name(&self) -> &Arc<str> {
-        match self {
-            Self::Key(name) | Self::Prefix(name) => name,
-        }
-    }
-}
-
-/// A key with its value, as Consul stores it.
-#[derive(Debug, PartialEq, Eq)]
-pub(super) struct Pair {
-    pub(super) key: String,
-    pub(super) value: Vec<u8>,
-    /// Never 0.
-    pub(super) modify_index: u64,
 }
 
 /// The answer to a read: no pair when nothing is there.
@@ -187,7 +163,7 @@ impl Client {
         }
         // Other keys begin with this one, and the index may be theirs.
         let reply = self.read(&Target::Key(key.into()), Consistency::Leader, None).await?;
-        Ok(reply.pairs.first().map(|pair| pair.modify_index))
+        Ok(reply.pairs.first().map(|pair| pair.version))
     }
 
     /// Writes a value if the key's `ModifyIndex` still is `index` (0: if the key does not exist). Returns whether it
@@ -321,7 +297,7 @@ pub(super) fn parse_pairs(body: &[u8], target: &Target) -> Result<Vec<Pair>, Sto
             let value = BASE64_STANDARD
                 .decode(value.unwrap_or_default())
                 .map_err(|error| malformed(&format!("the value is not base64: {error}")))?;
-            Ok(Pair { key, value, modify_index })
+            Ok(Pair { key, value, version: modify_index })
         })
         .collect()
 }

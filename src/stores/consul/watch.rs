@@ -3,34 +3,24 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use futures_util::StreamExt as _;
-use futures_util::stream;
-use tokio_util::task::AbortOnDropHandle;
-
 use super::Shared;
-use super::client::{Block, Consistency, Reply, Target};
-use super::mailbox::{Sender, mailbox};
-use super::pace::{Backoff, RateLimit};
-use super::view::View;
+use super::client::{Block, Consistency, Reply};
+use super::limit::RateLimit;
 use crate::clock::Now;
-use crate::kv::Watch;
+use crate::kv::{StoreKind, Watch};
+use crate::stores::remote::Target;
+use crate::stores::remote::backoff::Backoff;
+use crate::stores::remote::mailbox::{Sender, watch_task};
+use crate::stores::remote::view::View;
 
 /// How long Consul may hold an answer back, at most.
 const LONGEST_WAIT: Duration = Duration::from_secs(10);
 const FIRST_RETRY: Duration = Duration::from_millis(100);
 const LONGEST_RETRY: Duration = Duration::from_secs(10);
 
-/// A stream that starts its task when it is first polled, and ends it when it is dropped.
+/// See [`watch_task`].
 pub(super) fn start(shared: Arc<Shared>, target: Target) -> Watch {
-    let started = stream::once(async move {
-        let (sender, receiver) = mailbox();
-        let task = AbortOnDropHandle::new(tokio::spawn(run(shared, target, sender)));
-        receiver.map(move |change| {
-            let _ends_with_the_stream = &task;
-            change
-        })
-    });
-    Box::pin(started.flatten())
+    watch_task(move |reader| run(shared, target, reader))
 }
 
 /// What an answer's index says about it.
@@ -95,7 +85,7 @@ async fn run(shared: Arc<Shared>, target: Target, reader: Sender) {
     let wait = (config.http_client_timeout / 2).min(LONGEST_WAIT);
     let mut limit = RateLimit::new(config.watch_rate_limit, config.watch_burst_size, Instant::now());
     let mut backoff = Backoff::new(FIRST_RETRY, LONGEST_RETRY);
-    let mut view = View::new(target.clone(), codecs.clone(), config.left_timeout);
+    let mut view = View::new(StoreKind::Consul, target.clone(), codecs.clone(), config.left_timeout);
     let mut position = Position::default();
     let mut out_of_reach = false;
     loop {

@@ -1,38 +1,6 @@
-//! When to ask again: pauses after failures, and the rate limit of a watch.
+//! The rate limit of a watch.
 
 use std::time::{Duration, Instant};
-
-use rand::RngExt;
-
-/// Pauses that grow after each failure: a random time between nothing and a bound that doubles ("full jitter"), so
-/// that many clients do not come back at the same moment.
-#[derive(Debug)]
-pub(super) struct Backoff {
-    first: Duration,
-    longest: Duration,
-    bound: Duration,
-}
-
-impl Backoff {
-    pub(super) fn new(first: Duration, longest: Duration) -> Self {
-        Self { first, longest, bound: first.min(longest) }
-    }
-
-    /// The next pause.
-    pub(super) fn next_delay(&mut self) -> Duration {
-        let delay = self.bound.mul_f64(rand::rng().random_range(0.0..=1.0));
-        self.bound = self.bound.saturating_mul(2).min(self.longest);
-        delay
-    }
-
-    pub(super) async fn pause(&mut self) {
-        tokio::time::sleep(self.next_delay()).await;
-    }
-
-    pub(super) fn reset(&mut self) {
-        self.bound = self.first.min(self.longest);
-    }
-}
 
 /// A token bucket: `burst` requests at once, `per_second` on average.
 #[derive(Debug)]

@@ -10,8 +10,10 @@ use std::task::{Context, Poll};
 
 use futures_core::Stream;
 use futures_util::task::AtomicWaker;
+use futures_util::{StreamExt as _, stream};
+use tokio_util::task::AbortOnDropHandle;
 
-use crate::kv::KeyChange;
+use crate::kv::{KeyChange, Watch};
 
 #[derive(Default)]
 struct Mailbox {
@@ -28,14 +30,30 @@ struct Slots {
 }
 
 /// Writes changes. The stream ends when this is dropped.
-pub(super) struct Sender(Arc<Mailbox>);
+pub(in crate::stores) struct Sender(Arc<Mailbox>);
 
 /// Reads changes.
-pub(super) struct Receiver(Arc<Mailbox>);
+pub(in crate::stores) struct Receiver(Arc<Mailbox>);
 
-pub(super) fn mailbox() -> (Sender, Receiver) {
+pub(in crate::stores) fn mailbox() -> (Sender, Receiver) {
     let mailbox = Arc::new(Mailbox::default());
     (Sender(mailbox.clone()), Receiver(mailbox))
+}
+
+/// A stream that starts its task when it is first polled, and ends it when it is dropped.
+pub(in crate::stores) fn watch_task<F>(run: impl FnOnce(Sender) -> F + Send + 'static) -> Watch
+where
+    F: Future<Output = ()> + Send + 'static,
+{
+    let started = stream::once(async move {
+        let (sender, receiver) = mailbox();
+        let task = AbortOnDropHandle::new(tokio::spawn(run(sender)));
+        receiver.map(move |change| {
+            let _ends_with_the_stream = &task;
+            change
+        })
+    });
+    Box::pin(started.flatten())
 }
 
 impl Mailbox {
@@ -45,7 +63,7 @@ impl Mailbox {
 }
 
 impl Sender {
-    pub(super) fn send(&self, change: KeyChange) {
+    pub(in crate::stores) fn send(&self, change: KeyChange) {
         let mut slots = self.0.slots();
         let key = change.key.clone();
         if slots.latest.insert(key.clone(), change).is_none() {

@@ -1,19 +1,20 @@
 //! What a watch has shown its reader, and what it has to show next.
 //!
-//! Consul's answers come from servers that may be behind, and a restored snapshot takes the whole store back in time. A
-//! reader must never see that: after the index went back, what was shown last is joined into whatever is found, until
-//! the store has caught up or the entries are so old that they would be forgotten anyway.
+//! Answers may come from servers that are behind, and a restored snapshot takes the whole store back in time. A reader
+//! must never see that: after the index went back, what was shown last is joined into whatever is found, until the store
+//! has caught up or the entries are so old that they would be forgotten anyway.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use super::client::{Pair, Target};
+use super::{Pair, Target};
 use crate::clock::Now;
-use crate::kv::{Codecs, Entry, KeyChange, Value};
+use crate::kv::{Codecs, Entry, KeyChange, StoreKind, Value};
 
 /// All keys of one watch.
-pub(super) struct View {
+pub(in crate::stores) struct View {
+    store: StoreKind,
     target: Target,
     keys: BTreeMap<Arc<str>, Shown>,
     codecs: Arc<Codecs>,
@@ -24,7 +25,7 @@ pub(super) struct View {
 /// One key as its reader knows it.
 #[derive(Default)]
 struct Shown {
-    /// `ModifyIndex` of what was found last, 0 for nothing.
+    /// Version of what was found last, 0 for nothing.
     index: u64,
     found: Option<Value>,
     /// What must not be forgotten after the index went back, and until when.
@@ -38,22 +39,22 @@ struct Shown {
 }
 
 impl View {
-    pub(super) fn new(target: Target, codecs: Arc<Codecs>, keep: Duration) -> Self {
+    pub(in crate::stores) fn new(store: StoreKind, target: Target, codecs: Arc<Codecs>, keep: Duration) -> Self {
         let mut keys = BTreeMap::new();
         if let Target::Key(key) = &target {
             // One key is always part of the view, also as long as it does not exist.
             keys.insert(key.clone(), Shown::default());
         }
-        Self { target, keys, codecs, keep }
+        Self { store, target, keys, codecs, keep }
     }
 
     /// The store cannot be reached: every key as it was known last, marked so.
-    pub(super) fn out_of_reach(&self) -> Vec<KeyChange> {
+    pub(in crate::stores) fn out_of_reach(&self) -> Vec<KeyChange> {
         self.all(false)
     }
 
     /// The index went back: what is found from now on may be older than what was shown.
-    pub(super) fn index_went_back(&mut self, now: Now) {
+    pub(in crate::stores) fn index_went_back(&mut self, now: Now) {
         for shown in self.keys.values_mut() {
             shown.index = 0;
             shown.found = None;
@@ -62,7 +63,7 @@ impl View {
     }
 
     /// Takes an answer over. Returns what its reader has to know; everything, if the store was out of reach before.
-    pub(super) fn found(&mut self, pairs: Vec<Pair>, was_out_of_reach: bool, now: Now) -> Vec<KeyChange> {
+    pub(in crate::stores) fn found(&mut self, pairs: Vec<Pair>, was_out_of_reach: bool, now: Now) -> Vec<KeyChange> {
         let mut pairs: BTreeMap<String, Pair> = pairs.into_iter().map(|pair| (pair.key.clone(), pair)).collect();
         for key in pairs.keys() {
             if !self.keys.contains_key(key.as_str()) {
@@ -70,26 +71,47 @@ impl View {
             }
         }
         let mut news = Vec::new();
-        let one_key = matches!(self.target, Target::Key(_));
-        for (key, shown) in &mut self.keys {
-            let was_unreadable = shown.unreadable;
-            let changed = shown.update(key, pairs.remove(&**key), &self.codecs, now);
-            if one_key && shown.unreadable {
-                // Whoever follows this key must know that no news does not mean that nothing happens.
-                if !was_unreadable || was_out_of_reach {
-                    news.push(KeyChange { key: key.clone(), entry: shown.entry.clone(), fresh: false });
-                }
-            } else if (changed || was_out_of_reach) && shown.announced {
-                news.push(KeyChange { key: key.clone(), entry: shown.entry.clone(), fresh: true });
-            }
+        let keys: Vec<_> = self.keys.keys().cloned().collect();
+        for key in keys {
+            let pair = pairs.remove(&*key);
+            news.extend(self.take(&key, pair, was_out_of_reach, now));
         }
         if was_out_of_reach && self.keys.is_empty() {
             news = self.all(true);
         }
+        self.forget_the_gone();
+        news
+    }
+
+    /// Takes over that one key was written or, with no pair, deleted. Returns what its reader has to know.
+    #[cfg(feature = "etcd")]
+    pub(in crate::stores) fn changed(&mut self, key: &str, pair: Option<Pair>, now: Now) -> Option<KeyChange> {
+        let key: Arc<str> = match self.keys.get_key_value(key) {
+            Some((known, _)) => known.clone(),
+            None => key.into(),
+        };
+        self.keys.entry(key.clone()).or_default();
+        let news = self.take(&key, pair, false, now);
+        self.forget_the_gone();
+        news
+    }
+
+    fn take(&mut self, key: &Arc<str>, pair: Option<Pair>, was_out_of_reach: bool, now: Now) -> Option<KeyChange> {
+        let shown = self.keys.get_mut(key)?;
+        let was_unreadable = shown.unreadable;
+        let changed = shown.update(self.store, key, pair, &self.codecs, now);
+        let report = |fresh| KeyChange { key: key.clone(), entry: shown.entry.clone(), fresh };
+        if matches!(self.target, Target::Key(_)) && shown.unreadable {
+            // Whoever follows this key must know that no news does not mean that nothing happens.
+            return (!was_unreadable || was_out_of_reach).then(|| report(false));
+        }
+        ((changed || was_out_of_reach) && shown.announced).then(|| report(true))
+    }
+
+    fn forget_the_gone(&mut self) {
         if let Target::Prefix(_) = self.target {
             self.keys.retain(|_, shown| shown.entry.is_some() || shown.index != 0);
         }
-        news
     }
 
     /// A report on every key; on the prefix itself when no key is known.
@@ -103,7 +125,7 @@ impl View {
 
 impl Shown {
     /// Takes over what was found under the key. Returns whether there is something new to show.
-    fn update(&mut self, key: &str, pair: Option<Pair>, codecs: &Codecs, now: Now) -> bool {
+    fn update(&mut self, store: StoreKind, key: &str, pair: Option<Pair>, codecs: &Codecs, now: Now) -> bool {
         let mut changed = !self.announced;
         match pair {
             None => {
@@ -116,12 +138,12 @@ impl Shown {
                 self.index = 0;
                 self.unreadable = false;
             }
-            Some(pair) if pair.modify_index == self.index => {
+            Some(pair) if pair.version == self.index => {
                 // Nothing new. What did not decode last time is still not worth announcing.
                 changed &= self.found.is_some();
             }
             Some(pair) => {
-                self.index = pair.modify_index;
+                self.index = pair.version;
                 match codecs
                     .for_key(key)
                     .ok_or_else(|| "no codec is registered for it".to_owned())
@@ -133,7 +155,7 @@ impl Shown {
                         changed = true;
                     }
                     Err(reason) => {
-                        tracing::warn!(key, reason, "a watched value in Consul does not decode; it is left as it is");
+                        tracing::warn!(%store, key, reason, "a watched value does not decode; it is left as it is");
                         self.unreadable = true;
                         changed = false;
                     }
