@@ -36,7 +36,7 @@
 //! | feature | default | what |
 //! |---|---|---|
 //! | `consul` | yes | the Consul store |
-//! | `etcd` | no | the etcd store |
+//! | `etcd` | yes, with `cli` | the etcd store |
 //! | `etcd-tls` | no | TLS to etcd |
 //! | `http` | yes | the JSON API, metrics, and the server that the agent runs |
 //! | `cli` | yes | the `annulus` binary |

@@ -110,7 +110,7 @@ async fn a_fleet_knows_before_each_step_that_it_is_safe_and_can_go_back() {
 
     let before: Vec<_> = fleet.nodes.iter().map(|node| node.ring(RING).snapshot()).collect();
     runtime.write(FLIPPED_BACK);
-    fleet.primary(StoreKind::Inmemory).await;
+    fleet.primary(StoreKind::InMemory).await;
     for (node, before) in fleet.nodes.iter().zip(&before) {
         assert_eq!(node.ring(RING).snapshot().owners_changed(before), 0);
     }
@@ -130,7 +130,7 @@ async fn nodes_that_have_to_be_sure_stay_until_the_other_store_has_everything() 
             status.pending_flip.as_ref().is_some_and(|flip| flip.reason.contains("mirroring is off"))
         })
         .await;
-        assert_eq!(node.migration().unwrap().primary, StoreKind::Inmemory);
+        assert_eq!(node.migration().unwrap().primary, StoreKind::InMemory);
     }
     look_up(&fleet);
     // With the mirror on they go by themselves.
