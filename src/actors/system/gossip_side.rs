@@ -10,17 +10,19 @@ use tokio::sync::watch;
 
 use super::{Extras, Spawner, StartError};
 use crate::actors::events::EventHub;
+use crate::actors::framing::GrafanaFraming;
 use crate::actors::gossip::{Gossip, GossipClient, GossipParts};
 use crate::actors::joining::{JoinPolicy, Joined};
 use crate::actors::keys::Wrapping;
 use crate::actors::membership::{Members, Membership, MembershipParts};
 use crate::actors::transport::{TransportActor, TransportParts};
 use crate::actors::watch_hub::WatchHub;
-use crate::config::{self, Config};
+use crate::config::{self, Config, TransportKind};
 use crate::kv::Codecs;
 use crate::kv::gossip::{Contents, GossipConfig};
 use crate::swim::{LocalNode, SwimConfig};
-use crate::transport::{ByteBudget, Limits, NetTransport, PacketQueue, Transport};
+use crate::transport::{ByteBudget, Limits, NetTransport, PacketQueue, TcpSettings, TcpTransport, Transport};
+use crate::wire::grafana;
 use crate::wire::message::NodeName;
 use crate::wire::{Compression, EncryptionVersion, Key, Keyring, Label, PacketOptions};
 
@@ -38,8 +40,22 @@ pub(super) fn bind(config: &Config, extras: &Extras) -> Result<Arc<dyn Transport
         return Ok(transport.clone());
     }
     let memberlist = &config.memberlist;
-    let transport = NetTransport::bind(&memberlist.bind_addresses(), memberlist.bind_port, Limits::default())?;
-    Ok(Arc::new(transport))
+    let (ips, port) = (memberlist.bind_addresses(), memberlist.bind_port);
+    match memberlist.transport {
+        TransportKind::Udp => Ok(Arc::new(NetTransport::bind(&ips, port, Limits::default())?)),
+        TransportKind::Tcp => {
+            let settings = TcpSettings {
+                max_packet: grafana::MAX_PACKET,
+                dial_timeout: memberlist.packet_dial_timeout,
+                write_timeout: memberlist.packet_write_timeout,
+                writers: usize::try_from(memberlist.max_concurrent_writes).unwrap_or(usize::MAX),
+                ..TcpSettings::default()
+            };
+            let transport = TcpTransport::bind(&ips, port, settings, Arc::new(GrafanaFraming))?;
+            transport.advertise(advertised(config, transport.local_addr())?);
+            Ok(Arc::new(transport))
+        }
+    }
 }
 
 /// The address that others are told to dial.
@@ -172,6 +188,11 @@ pub(super) fn swim_config(config: &Config) -> Result<SwimConfig, StartError> {
                 config::Compression::None => Compression::None,
                 config::Compression::Lzw => Compression::Lzw,
                 config::Compression::Snappy => Compression::Snappy,
+            },
+            max_unpacked: match memberlist.transport {
+                TransportKind::Udp => PacketOptions::default().max_unpacked,
+                // As much as Grafana's members take.
+                TransportKind::Tcp => 2 * grafana::MAX_PACKET,
             },
         },
         probe_interval: settings.probe_interval,
