@@ -363,8 +363,8 @@ fn gossip_keys_that_cannot_work_are_refused() {
 
 #[test]
 fn all_problems_are_listed_at_once() {
-    let error =
-        sets(&["memberlist.udp_buffer_size=1B", "memberlist.tls_enabled=true", "http.listen=x", "node.id="]).unwrap_err();
+    let error = sets(&["memberlist.udp_buffer_size=1B", "memberlist.tls_enabled=true", "http.listen=x", "node.id="])
+        .unwrap_err();
     let text = error.to_string();
     for part in [
         "node.id: ",

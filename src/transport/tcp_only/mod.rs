@@ -15,9 +15,9 @@
 mod counters;
 mod inbound;
 mod outbound;
+mod outbox;
 #[cfg(test)]
 mod tests;
-mod outbox;
 
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
