@@ -21,7 +21,7 @@ use annulus::ring::InstanceState;
 use annulus::{Node, Operation};
 use checker::Workload;
 use dskit_peer::DskitPeer;
-use fleet::{Fleet, RING, RING_KEY, RuntimeFile, identities, ring_text, two_stores, until, until_seen};
+use fleet::{Fleet, RING, RING_KEY, RuntimeFile, identities, is_complete, ring_text, two_stores, until, until_seen};
 use support::consul::Consul;
 
 const WIRED: &str = "multi_kv_config: {}\n";
@@ -59,6 +59,9 @@ async fn dskit(number: usize, store: &str, consul: &Consul, seeds: &str, tokens:
     arguments.extend(["-leave-ring=false", "-tokens=64"]);
     DskitPeer::start(&arguments).await
 }
+
+/// Tokens and registration by id.
+type Identities = BTreeMap<String, (Vec<u32>, i64)>;
 
 /// Looks at the rings of nodes all the time, and remembers what should not be there.
 struct Witness {
@@ -106,23 +109,43 @@ impl Witness {
     }
 }
 
-fn ours(node: &Node) -> BTreeMap<String, (Vec<u32>, i64)> {
+fn ours(node: &Node) -> Identities {
     identities(node).into_iter().map(|(id, (tokens, registered))| (id, (tokens.to_vec(), registered))).collect()
 }
 
-async fn theirs(peer: &DskitPeer) -> BTreeMap<String, (Vec<u32>, i64)> {
+async fn theirs(peer: &DskitPeer) -> Identities {
     let ring = peer.ring(RING_KEY).await.into_iter();
     ring.filter(|(_, it)| it.state != "LEFT").map(|(id, it)| (id, (it.tokens, it.registered))).collect()
 }
 
+/// In few words, what is not as it was.
+fn changes(before: &Identities, now: &Identities) -> String {
+    let text =
+        |it: Option<&(Vec<u32>, i64)>| it.map(|(tokens, at)| format!("{} tokens, registered {at}", tokens.len()));
+    let ids: BTreeSet<&String> = before.keys().chain(now.keys()).collect();
+    let changed = ids.into_iter().filter(|id| before.get(*id) != now.get(*id));
+    changed.map(|id| format!("{id}: {:?} -> {:?}; ", text(before.get(id)), text(now.get(id)))).collect()
+}
+
 /// Waits until everybody sees the five instances with the tokens and the registrations that they have had.
-async fn whole(fleet: &Fleet, peers: &[&DskitPeer], before: &BTreeMap<String, (Vec<u32>, i64)>) {
+async fn whole(fleet: &Fleet, peers: &[&DskitPeer], before: &Identities) {
     for node in &fleet.nodes {
         let what = format!("{} sees the five as they were", node.id());
-        until_seen(&what, || ring_text(node), async || ours(node) == *before).await;
+        until_seen(&what, || changes(before, &ours(node)), async || ours(node) == *before).await;
     }
     for peer in peers {
-        until("dskit sees the five as they were", async || theirs(peer).await == *before).await;
+        let seen = Mutex::new(String::new());
+        let what = "dskit sees the five as they were";
+        until_seen(
+            what,
+            || seen.lock().unwrap().clone(),
+            async || {
+                let now = theirs(peer).await;
+                *seen.lock().unwrap() = changes(before, &now);
+                now == *before
+            },
+        )
+        .await;
     }
 }
 
@@ -166,7 +189,7 @@ async fn annulus_and_dskit_move_their_ring_together_through_the_five_steps() {
     let (store, key) = (format!("-consul.hostname={}", consul.host()), format!("-key={RING_KEY}"));
     let in_consul = DskitPeer::start(&["-ring.store=consul", &store, &key]).await.unwrap();
     for node in &fleet.nodes {
-        until_seen("all five are there", || ring_text(node), async || ours(node).keys().eq(ALL.iter())).await;
+        until_seen("all five are there", || ring_text(node), async || is_complete(node, ALL.len())).await;
     }
     let before = ours(&fleet.nodes[0]);
     whole(&fleet, &[&one, &two, &in_consul], &before).await;
