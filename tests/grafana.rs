@@ -217,6 +217,28 @@ async fn a_restart_of_either_keeps_its_tokens() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_instance_that_dskit_takes_for_gone_comes_back_without_waiting_for_its_heartbeat() {
+    let Some(dskit) = peer("dskit-1", "zone-a", LABEL, &["-heartbeat-timeout=1h"]).await else { return };
+    let mut config = config(1, &[dskit.gossip()]);
+    config.rings[0].heartbeat_period = Duration::from_secs(600);
+    config.rings[0].heartbeat_timeout = Duration::from_secs(3600);
+    let node = start(config).await;
+    one_ring(&[&node], &[&dskit], &["dskit-1", "node-1"]).await;
+    let before = ours(&node);
+    let last = dskit.ring(RING_KEY).await["node-1"].timestamp;
+    // What a mirror of dskit does that has not heard of us: it marks what its copy lacks as LEFT, as of now.
+    dskit.tell("/remove?key=collectors/ring&id=node-1").await;
+    until("it is back", async || {
+        dskit.ring(RING_KEY).await.get("node-1").is_some_and(|it| it.timestamp > last && it.state == "ACTIVE")
+    })
+    .await;
+    one_ring(&[&node], &[&dskit], &["dskit-1", "node-1"]).await;
+    assert_eq!(ours(&node), before, "the same tokens, and registered when it was");
+    same_owners(&node, &dskit).await;
+    node.leave().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn another_label_keeps_annulus_and_dskit_apart_and_both_count_it() {
     let Some(dskit) = peer("dskit-1", "zone-a", "another.label", &[]).await else { return };
     let mut config = config(1, &[dskit.gossip()]);

@@ -23,10 +23,14 @@ use checker::Workload;
 use dskit_peer::DskitPeer;
 use fleet::{Fleet, RING, RING_KEY, RuntimeFile, identities, is_complete, ring_text, two_stores, until, until_seen};
 use support::consul::Consul;
+use support::proxy::{Fault, FaultProxy};
 
 const WIRED: &str = "multi_kv_config: {}\n";
 const MIRROR: &str = "multi_kv_config: { mirror_enabled: true }\n";
 const FLIPPED: &str = "multi_kv_config: { mirror_enabled: true, primary: memberlist }\n";
+
+/// Joins in the middle, while it cannot reach Consul.
+const LATE: &str = "node-4";
 
 const ALL: [&str; 5] = ["dskit-1", "dskit-2", "node-1", "node-2", "node-3"];
 
@@ -79,7 +83,7 @@ impl Witness {
                 for node in &nodes {
                     let desc = node.ring(RING).desc();
                     for (id, instance) in &desc.instances {
-                        if instance.state == InstanceState::Left {
+                        if instance.state == InstanceState::Left && (ALL.contains(&&**id) || **id == *LATE) {
                             list.lock().unwrap().insert(format!(
                                 "{}: {} sees {id} LEFT",
                                 now.lock().unwrap(),
@@ -103,9 +107,13 @@ impl Witness {
         *self.phase.lock().unwrap() = phase;
     }
 
+    fn seen(&self) -> BTreeSet<String> {
+        self.seen.lock().unwrap().clone()
+    }
+
     fn stop(self) -> BTreeSet<String> {
         self.task.abort();
-        self.seen.lock().unwrap().clone()
+        self.seen()
     }
 }
 
@@ -170,11 +178,15 @@ async fn annulus_and_dskit_move_their_ring_together_through_the_five_steps() {
     let tokens = tempfile::tempdir().unwrap();
     let tokens = tokens.path().display().to_string();
     let runtime = RuntimeFile::new(WIRED);
-    let (host, path) = (consul.host(), runtime.path());
-    let mut fleet = Fleet::empty(move |_, config| {
+    // Between the late node and Consul.
+    let proxy = FaultProxy::start(consul.addr()).await;
+    let (host, late, path) = (consul.host(), proxy.host(), runtime.path());
+    let mut fleet = Fleet::empty(move |number, config| {
         gossip_of_grafana(config);
         two_stores(config, KvStore::Consul, KvStore::Memberlist);
-        config.kv.consul.host.clone_from(&host);
+        // The others read Consul with Grafana's eyes.
+        config.kv.multi.keep_tombstones = false;
+        config.kv.consul.host.clone_from(if number == 4 { &late } else { &host });
         config.runtime_config.file = vec![path.clone()];
     });
 
@@ -217,6 +229,29 @@ async fn annulus_and_dskit_move_their_ring_together_through_the_five_steps() {
     workload.goes_on().await;
     wait_for_heartbeats(&fleet, 5).await;
     whole(&fleet, &[&one, &two, &in_consul], &before).await;
+
+    // A node joins through gossip, and does not reach Consul. Grafana's members, who read Consul and copy what they write
+    // there over gossip whole, take it for gone with every heartbeat; and with every heartbeat it is back.
+    witness.phase("join");
+    proxy.set(Fault::Refuse);
+    let late = fleet.add(4).await;
+    let gone = || witness.seen().iter().any(|what| what.contains("node-4 LEFT"));
+    until_seen("dskit takes the late node for gone", || ring_text(&late), async || gone()).await;
+    workload.goes_on().await;
+    proxy.set(Fault::None);
+    until_seen(
+        "its outbox is empty",
+        || late.migration(),
+        async || late.migration().is_some_and(|status| status.outbox_len == 0),
+    )
+    .await;
+    for node in &fleet.nodes {
+        until_seen("all six are there", || ring_text(node), async || is_complete(node, ALL.len() + 1)).await;
+    }
+    let before = ours(&late);
+    wait_for_heartbeats(&fleet, 3).await;
+    whole(&fleet, &[&one, &two, &in_consul], &before).await;
+
     witness.phase("swap, one of dskit's");
     one.tell("/multi?primary=memberlist").await;
     wait_for_heartbeats(&fleet, 5).await;
@@ -228,6 +263,16 @@ async fn annulus_and_dskit_move_their_ring_together_through_the_five_steps() {
     same_owners(&fleet.nodes[1], &one).await;
     same_owners(&fleet.nodes[2], &two).await;
 
+    // A removed instance is nowhere, and in Consul not even as a tombstone.
+    two.tell("/put?key=collectors/ring&id=ghost&addr=127.0.0.1:1&tokens=1,2").await;
+    for node in &fleet.nodes {
+        until("we see the ghost", async || node.ring(RING).snapshot().instance("ghost").is_some()).await;
+    }
+    until("it is in Consul", async || in_consul.ring(RING_KEY).await.contains_key("ghost")).await;
+    assert!(fleet.nodes[0].ring(RING).forget("ghost").await.unwrap());
+    whole(&fleet, &[&one, &two, &in_consul], &before).await;
+    until("it is not in Consul", async || !in_consul.ring(RING_KEY).await.contains_key("ghost")).await;
+
     // 4: tear down. The section goes; running nodes keep their primary. Then a rolling restart on gossip alone.
     witness.phase("teardown");
     runtime.write("# nothing\n");
@@ -238,8 +283,8 @@ async fn annulus_and_dskit_move_their_ring_together_through_the_five_steps() {
     for node in &fleet.nodes {
         assert_eq!(node.migration().unwrap().primary, StoreKind::Memberlist);
     }
-    let seen = witness.stop();
-    for number in 1..=3 {
+    let mut seen = witness.stop();
+    for number in 1..=4 {
         let node = fleet.take(&fleet::id(number));
         workload.retire(&node).await;
         let report = node.leave().await;
@@ -265,6 +310,7 @@ async fn annulus_and_dskit_move_their_ring_together_through_the_five_steps() {
     same_owners(&fleet.nodes[0], &two).await;
     let report = workload.stop().await;
     report.assert_lookups();
+    seen.retain(|what| !what.contains(LATE));
     assert!(seen.is_empty(), "living instances were missing or LEFT: {seen:#?}");
     fleet.stop().await;
 }

@@ -19,7 +19,9 @@ pub(super) fn other_store(
     let refused = |reason: &str| Err(StartError::Config(format!("kv.store {}: {reason}", kind.name())));
     match kind {
         KvStore::Inmemory => Ok(memory.store(codecs.clone())),
-        KvStore::Consul => consul_store(config, codecs, config.kv.store == KvStore::Multi),
+        KvStore::Consul => {
+            consul_store(config, codecs, config.kv.store == KvStore::Multi && config.kv.multi.keep_tombstones)
+        }
         KvStore::Etcd => refused("not available in this version"),
         KvStore::Memberlist | KvStore::Multi => refused("not a store on its own here"),
     }
