@@ -27,6 +27,7 @@
 mod builder;
 mod keys;
 mod labels;
+mod migration;
 mod on_node;
 mod ring;
 mod status;
@@ -42,6 +43,7 @@ use tokio::sync::{broadcast, oneshot};
 pub use self::builder::NodeBuilder;
 pub use self::keys::KeyStatus;
 pub use self::labels::{LabelPlan, LabelStatus, LabelStep};
+pub use self::migration::Preflight;
 pub use self::ring::RingHandle;
 pub use self::status::{ActorStatus, RingStatus};
 use crate::actors::config_watcher::{ReadNow, RuntimeView};
@@ -54,7 +56,6 @@ use crate::config::Config;
 use crate::kv::cbor::CborCodec;
 use crate::kv::typed::Kv;
 use crate::kv::{Codec, Codecs, Mergeable, SharedStore};
-use crate::migration::MigrationStatus;
 
 /// A running node. Cheap to clone; all clones are the same node.
 ///
@@ -154,12 +155,6 @@ impl Node {
             Ok(Ok(outcome)) => Err(outcome.errors.join("; ")),
             Ok(Err(())) | Err(_) => Err("the membership actor died over the join; it tries its seeds again".to_owned()),
         }
-    }
-
-    /// Where the migration stands on this node, or `None` when its store is not `multi`.
-    #[must_use]
-    pub fn migration(&self) -> Option<Arc<MigrationStatus>> {
-        self.system.mirror.as_ref().map(|parts| parts.status.load_full())
     }
 
     /// The runtime configuration as last read, or `None` when no runtime file is configured.

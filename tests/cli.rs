@@ -177,6 +177,7 @@ fn wrong_usage_exits_2() {
         &["kv", "put", "k"],
         &["config", "check"],
         &["members", "--output", "xml"],
+        &["decode", "--transport", "quic"],
         &["agent", "--config", "x.yaml", "--log", "annulus=loud"],
     ];
     for arguments in wrong {
@@ -191,7 +192,7 @@ fn commands_that_are_not_built_do_not_exist() {
     for command in ["simulate", "completions"] {
         assert_ends(&run(&[command]), 2, &["unrecognized subcommand"]);
     }
-    for step in ["flip", "rollback", "preflight", "seal"] {
+    for step in ["flip", "rollback", "seal"] {
         assert_ends(&run(&["migrate", step]), 2, &["unrecognized subcommand"]);
     }
 }
@@ -507,6 +508,97 @@ fn an_agent_whose_node_fails_ends_with_the_cause() {
     assert_ends(&run(&arguments), 1, &["the node failed: membership: joined nobody"]);
 }
 
+/// What `annulus decode` says to this input.
+fn decode(arguments: &[&str], input: &[u8]) -> Output {
+    let mut command = annulus(&[&["decode", "--output", "json"], arguments].concat());
+    let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    child.stdin.take().unwrap().write_all(input).unwrap();
+    child.wait_with_output().unwrap()
+}
+
+fn decoded(arguments: &[&str], input: &[u8]) -> Value {
+    serde_json::from_str(&stdout(&decode(arguments, input))).unwrap()
+}
+
+/// The golden bytes of this name, in hex.
+fn golden(name: &str) -> String {
+    let path = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join(format!("tests/data/wire/{name}.json"));
+    let vector: Value = serde_json::from_str(&fs::read_to_string(path).unwrap()).unwrap();
+    vector["hex"].as_str().unwrap().to_owned()
+}
+
+#[test]
+fn golden_bytes_are_explained_as_one_json_object() {
+    let alive = decoded(&[], golden("udp-alive-plain").as_bytes());
+    assert_eq!((&alive["ok"], &alive["error"]), (&json!(true), &Value::Null));
+    let crc = json!({ "layer": "crc", "crc32": &golden("udp-alive-plain")[2..10] });
+    assert_eq!(alive["layers"][0], crc);
+    assert_eq!(alive["layers"][1]["layer"], "compound");
+    let message = &alive["messages"][0];
+    assert_eq!((&message["type"], &message["Vsn"]), (&json!("alive"), &json!("010502000000")), "{alive}");
+    assert!(message["Node"].is_string() && message["Incarnation"].is_u64() && message["Addr"].is_string(), "{alive}");
+
+    let names = |answer: &Value| -> Vec<String> {
+        let layers = answer["layers"].as_array().unwrap();
+        layers.iter().map(|layer| layer["layer"].as_str().unwrap().to_owned()).collect()
+    };
+    let key = ["--key", "AAECAwQFBgcICQoLDA0ODxAREhMUFRYXGBkaGxwdHh8="];
+    let ping = decoded(&key, golden("udp-ping-enc32-label-compress").as_bytes());
+    assert_eq!(ping["layers"][0], json!({ "layer": "label", "label": "lab", "hex": "6c6162" }));
+    assert_eq!(names(&ping)[..2], ["label", "encryption"], "{ping}");
+    assert_eq!((&ping["layers"][1]["version"], &ping["messages"][0]["type"]), (&json!(1), &json!("ping")));
+
+    let push_pull = decoded(&["--transport", "tcp"], golden("tcp-pushpull-req-label").as_bytes());
+    assert_eq!(push_pull["messages"][0]["type"], "push_pull");
+    assert!(push_pull["messages"][0]["nodes"][0]["Name"].is_string(), "{push_pull}");
+    let reply = decoded(&["--stream", "--reply"], golden("tcp-pushpull-resp-left").as_bytes());
+    assert_eq!(reply["messages"][0]["Nodes"], 3, "{reply}");
+
+    let store = decoded(&["--transport", "grafana"], golden("dskit-packet-kv-cas-plain").as_bytes());
+    assert_eq!(names(&store)[0], "grafana");
+    assert!(store["messages"][0]["kv"]["codec"].is_string(), "{store}");
+}
+
+#[test]
+fn what_is_refused_exits_1_and_says_where() {
+    let refused = |arguments: &[&str], name: &str, layer: &str, stderr: &str| {
+        let output = decode(arguments, golden(name).as_bytes());
+        assert_ends(&output, 1, &[stderr]);
+        let answer: Value = serde_json::from_slice(&output.stdout).unwrap();
+        assert_eq!((&answer["ok"], &answer["error"]["layer"]), (&json!(false), &json!(layer)), "{answer}");
+        let fields: Vec<_> = answer["error"].as_object().unwrap().keys().cloned().collect();
+        assert_eq!(fields, ["layer", "offset", "reason"]);
+    };
+    refused(&[], "rej-crc-mismatch", "crc", "annulus: crc, byte 1: checksum is ");
+    refused(&[], "udp-ping-enc16", "encryption", "annulus: encryption, byte 0: encrypted, and no key was given");
+    refused(&["--key", "AQIDBAUGBwgJCgsMDQ4PEA=="], "udp-ping-enc16", "encryption", "no key here decrypts it");
+    refused(&["--label", "prod"], "udp-ping-label", "label", "label \"lab\" is not accepted");
+    refused(&["--label", "lab"], "udp-ping-plain", "label", "there is no label, and one is required");
+    refused(&[], "rej-unknown-type", "message", "unknown message type");
+    refused(&["--transport", "grafana"], "in-dskit-packet-bad-md5", "grafana", "digest does not fit");
+}
+
+#[test]
+fn bytes_are_read_as_hex_or_as_they_are_from_a_file_or_standard_input() {
+    let nack = decoded(&[], b"0x0b 81 a5 53 65 71\n4e 6f 2a\n");
+    assert_eq!(nack["messages"], json!([{ "type": "nack", "SeqNo": 42 }]));
+    assert_eq!(decoded(&[], b"\x0b\x81\xa5SeqNo\x2a"), nack, "no text, so no hex");
+    assert_eq!(decoded(&["--raw"], b"\x0b\x81\xa5SeqNo\x2a"), nack);
+    let dir = TempDir::new().unwrap();
+    let path = dir.path().join("packet.hex");
+    fs::write(&path, "0b81a55365714e6f2a").unwrap();
+    assert_eq!(decoded(&[path.to_str().unwrap()], b""), nack);
+    let text = annulus(&["decode", path.to_str().unwrap()]).output().unwrap();
+    assert_eq!(serde_json::from_str::<Value>(&stdout(&text)).unwrap(), nack, "text is the same, to read");
+    assert!(stdout(&text).lines().count() > 5);
+
+    assert_ends(&decode(&[], b"0b8"), 1, &["\"0b8\" has an odd number of digits", "--raw"]);
+    assert_ends(&decode(&[], b"hello"), 1, &["'h' is no hex digit"]);
+    assert_ends(&decode(&[], b""), 1, &["label, byte 0: nothing there"]);
+    assert_ends(&decode(&["/nonexistent/x"], b""), 1, &["cannot read /nonexistent/x"]);
+    assert_ends(&decode(&["--key", "x"], b""), 1, &["--key number 1", "not base64"]);
+}
+
 #[test]
 fn a_second_signal_ends_an_agent_at_once() {
     let config = GOOD.replace("min_ready_duration: 0s", "min_ready_duration: 0s, final_sleep: 10m");
@@ -538,6 +630,7 @@ const COMMANDS: &[&str] = &[
     "config check",
     "config print",
     "config reference",
+    "decode",
 ];
 
 /// `ANNULUS_WRITE_DOCS=1 cargo test --test cli` writes the page anew.
@@ -548,7 +641,7 @@ fn the_page_in_the_documentation_is_the_help() {
 
 <!-- Generated: ANNULUS_WRITE_DOCS=1 cargo test --test cli. Do not edit: change src/bin/annulus. -->
 
-`annulus agent` runs one node. `config` reads files. The other commands ask a running node over HTTP: `--node URL`.
+`annulus agent` runs one node. `config` reads files, `decode` explains bytes. The other commands ask a running node over HTTP: `--node URL`.
 
 Exit codes: 0 done, 1 refused or failed (a line on standard error says why), 2 wrong usage. `--output json` prints one object and
 nothing else; commands that watch print one a line. Names that come from the network are escaped in text.

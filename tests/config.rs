@@ -58,7 +58,7 @@ rings:
   - { name: ingester, key: ring, join: true, replication_factor: 3, zone_awareness_enabled: true, num_tokens: 128,
       tokens_file_path: "", token_generation_strategy: random, heartbeat_period: 15s, heartbeat_timeout: 1m,
       observe_period: 0s, join_after: 0s, min_ready_duration: 15s, final_sleep: 0s, unregister_on_shutdown: true,
-      excluded_zones: [], auto_forget_unhealthy_periods: 0 }
+      excluded_zones: [], merge_strategy: lattice, auto_forget_unhealthy_periods: 0 }
 runtime_config: { file: [runtime.yaml], period: 10s }
 migration: { enabled: false, teardown: false }
 http: { listen: 127.0.0.1:8080, admin_token_file: "" }
@@ -327,12 +327,18 @@ fn combinations_that_cannot_work_are_refused() {
         (vec!["memberlist.tls_enabled=true"], "memberlist.tls_enabled"),
         (vec!["memberlist.advertise_addr=gossip.local"], "memberlist.advertise_addr"),
         (vec!["memberlist.join_members=ok:1,dns+noport"], "memberlist.join_members[1]"),
-        (vec!["memberlist.cidrs_allowed=10.0.0.0/8"], "memberlist.cidrs_allowed"),
-        (vec!["memberlist.join_members=dnssrv+_g._tcp.d"], "memberlist.join_members[0]"),
+        (vec!["memberlist.cidrs_allowed=10.0.0.0/8,10.0.0.1"], "memberlist.cidrs_allowed[1]"),
+        (
+            vec!["memberlist.cidrs_allowed=10.0.0.0/8", "memberlist.advertise_addr=192.0.2.1"],
+            "memberlist.cidrs_allowed",
+        ),
+        (vec!["memberlist.join_members=dnssrv+"], "memberlist.join_members[0]"),
+        (vec!["memberlist.join_members=dnssrvnoa+a/b"], "memberlist.join_members[0]"),
         (
             vec!["rings.0.name=a", "rings.0.token_generation_strategy=spread-minimizing"],
             "rings[0].token_generation_strategy",
         ),
+        (vec!["rings.0.name=a", "rings.0.merge_strategy=dskit", "kv.store=multi"], "rings[0].merge_strategy"),
         (vec!["memberlist.min_join_backoff=2m"], "memberlist.min_join_backoff"),
         (vec!["memberlist.probe_interval=0s", "memberlist.probe_timeout=1ms"], "memberlist.probe_interval"),
         (vec!["memberlist.probe_timeout=1s"], "memberlist.probe_timeout"),

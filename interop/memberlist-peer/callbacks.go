@@ -2,7 +2,6 @@ package main
 
 import (
 	"sync"
-	"time"
 
 	"github.com/hashicorp/memberlist"
 )
@@ -13,10 +12,9 @@ type peer struct {
 	keyring *memberlist.Keyring
 	queue   *memberlist.TransmitLimitedQueue
 
-	mutex      sync.Mutex
-	meta       []byte
-	state      []byte
-	ackPayload []byte
+	mutex sync.Mutex
+	meta  []byte
+	state []byte
 }
 
 func (p *peer) NodeMeta(int) []byte {
@@ -50,10 +48,6 @@ func (p *peer) NotifyUpdate(node *memberlist.Node) { printNode("update", node) }
 func (p *peer) NotifyConflict(existing, other *memberlist.Node) {
 	print(object{"event": "conflict", "node": describe(existing), "other": describe(other)})
 }
-
-func (p *peer) AckPayload() []byte { return p.ackPayload }
-
-func (p *peer) NotifyPingComplete(*memberlist.Node, time.Duration, []byte) {}
 
 // broadcast is a user message for everyone.
 type broadcast []byte

@@ -13,7 +13,7 @@ import (
 
 // obey carries out commands until there are no more:
 //
-//	members                      who is alive or suspect, and our health
+//	members                      who is alive or suspect
 //	join ADDR                    exchange state with a member
 //	udp NODE TEXT, tcp NODE TEXT tell one member
 //	broadcast TEXT               tell everyone
@@ -40,7 +40,7 @@ func (p *peer) carryOut(command, argument string, answer object) error {
 		for _, node := range p.list.Members() {
 			members = append(members, describe(node))
 		}
-		answer["members"], answer["health"] = members, p.list.GetHealthScore()
+		answer["members"] = members
 		return nil
 	case "join":
 		count, err := p.list.Join([]string{argument})

@@ -19,8 +19,6 @@ func parseFlags(peer *peer) (*memberlist.Config, error) {
 	flag.IntVar(&config.BindPort, "port", 0, "port to listen on, UDP and TCP; 0 picks one")
 	flag.StringVar(&config.Label, "label", "", "cluster label")
 	flag.BoolVar(&config.EnableCompression, "compress", false, "compress what is sent")
-	flag.BoolVar(&config.GossipVerifyIncoming, "verify-incoming", true, "refuse what is not encrypted, with a key")
-	flag.BoolVar(&config.GossipVerifyOutgoing, "verify-outgoing", true, "encrypt what is sent, with a key")
 	flag.IntVar(&config.SuspicionMult, "suspicion-mult", config.SuspicionMult, "length of a suspicion")
 	for name, setting := range map[string]*time.Duration{
 		"gossip-interval":    &config.GossipInterval,
@@ -28,24 +26,18 @@ func parseFlags(peer *peer) (*memberlist.Config, error) {
 		"probe-timeout":      &config.ProbeTimeout,
 		"push-pull-interval": &config.PushPullInterval,
 		"dead-reclaim-time":  &config.DeadNodeReclaimTime,
-		"gossip-to-dead":     &config.GossipToTheDeadTime,
 		"tcp-timeout":        &config.TCPTimeout,
 	} {
 		flag.DurationVar(setting, name, *setting, "memberlist's setting of that name")
 	}
 	keys := flag.String("keys", "", "gossip keys in base64, separated by commas; the first encrypts")
 	meta := flag.String("meta", "", "metadata of the node")
-	state := flag.String("state", "", "user state for push/pull")
-	ackPayload := flag.String("ack-payload", "", "what acks carry, as Serf's do")
 	forkFlags := registerForkFlags()
 	flag.Parse()
 
-	peer.meta, peer.state, peer.ackPayload = []byte(*meta), []byte(*state), []byte(*ackPayload)
+	peer.meta = []byte(*meta)
 	config.AdvertiseAddr, config.AdvertisePort = config.BindAddr, config.BindPort
 	config.Delegate, config.Events, config.Conflict = peer, peer, peer
-	if *ackPayload != "" {
-		config.Ping = peer
-	}
 	config.LogOutput = os.Stderr
 	forkFlags(config)
 	if *keys != "" {

@@ -1,5 +1,6 @@
 //! What happens on a node, as a stream for its host, its logs and its pages.
 
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use serde::Serialize;
@@ -66,6 +67,14 @@ pub enum NodeEvent {
         /// Now.
         to: InstanceState,
     },
+    /// Entries that other nodes sent were refused because of their dates: a clock is wrong, or a node that was cut off
+    /// remembers instances that were removed. Told once a minute at most.
+    EntriesRefused {
+        /// The key of the latest.
+        key: String,
+        /// How many since the last time, and why.
+        refused: crate::kv::Refused,
+    },
     /// The runtime configuration changed.
     RuntimeConfigChanged {
         /// SHA-256 of the new one.
@@ -100,21 +109,28 @@ pub enum NodeEvent {
 }
 
 /// Where events go in and come out. A reader that is too slow misses the oldest ones and is told how many.
+///
+/// The room for events that wait (100 KB) is taken when somebody first wants to read them.
 #[derive(Clone, Debug)]
-pub(crate) struct EventHub(broadcast::Sender<NodeEvent>);
+pub(crate) struct EventHub(Arc<OnceLock<broadcast::Sender<NodeEvent>>>);
+
+/// How many events wait for a reader.
+const WAITING: usize = 1024;
 
 impl EventHub {
     pub(crate) fn new() -> Self {
-        Self(broadcast::Sender::new(1024))
+        Self(Arc::default())
     }
 
     pub(crate) fn publish(&self, event: NodeEvent) {
         tracing::info!(event = ?event);
-        // Nobody listening is fine.
-        let _ = self.0.send(event);
+        if let Some(readers) = self.0.get() {
+            // That they are all gone is fine.
+            let _ = readers.send(event);
+        }
     }
 
     pub(crate) fn subscribe(&self) -> broadcast::Receiver<NodeEvent> {
-        self.0.subscribe()
+        self.0.get_or_init(|| broadcast::Sender::new(WAITING)).subscribe()
     }
 }

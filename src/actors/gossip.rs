@@ -9,6 +9,7 @@ use actix::{
 use bytes::Bytes;
 use tokio::sync::{oneshot, watch};
 
+use super::events::{EventHub, NodeEvent};
 use super::joining::Joined;
 use super::membership::{Broadcasts, Membership};
 use super::message::{drillable, message};
@@ -18,6 +19,7 @@ use crate::clock::Now;
 use crate::kv::gossip::{Contents, GossipConfig, GossipStore, Input, Output};
 use crate::kv::{BoxFuture, CasFn, CasOutcome, Codecs, Entry, Store, StoreError, StoreKind, Value, Watch};
 use crate::swim::UserBroadcast;
+use crate::transport::BytePermit;
 
 /// Batches of updates that may wait in the mailbox before new ones are dropped (and repaired by push/pull).
 const MAILBOX: usize = 1024;
@@ -33,6 +35,7 @@ pub(crate) struct GossipParts {
     pub(crate) config: GossipConfig,
     pub(crate) codecs: Arc<Codecs>,
     pub(crate) hub: Arc<WatchHub>,
+    pub(crate) events: EventHub,
     pub(crate) membership: OnceLock<Addr<Membership>>,
     /// A live handle: the store writes through it, so it is always current.
     pub(crate) contents: Contents,
@@ -58,6 +61,9 @@ impl Gossip {
         while let Some(output) = self.store.poll_output() {
             match output {
                 Output::Changed { key, entry } => self.parts.hub.publish(key, entry),
+                Output::Refused { key, refused } => {
+                    self.parts.events.publish(NodeEvent::EntriesRefused { key: key.to_string(), refused });
+                }
                 Output::Broadcast(update) => broadcasts.push(UserBroadcast {
                     key: update.key,
                     content: update.content,
@@ -133,14 +139,17 @@ impl Handler<UserMessages> for Gossip {
 pub(crate) struct RemoteState {
     pub(crate) bytes: Bytes,
     pub(crate) join: bool,
+    /// Its share of what may wait in our mailbox.
+    pub(crate) permit: BytePermit,
 }
 message!(RemoteState => ());
 
 impl Handler<RemoteState> for Gossip {
     type Result = ();
 
-    fn handle(&mut self, RemoteState { bytes, join }: RemoteState, ctx: &mut Self::Context) {
+    fn handle(&mut self, RemoteState { bytes, join, permit }: RemoteState, ctx: &mut Self::Context) {
         self.store.handle(Now::read(), Input::RemoteState { bytes, join });
+        drop(permit);
         drop(self.pump(ctx));
     }
 }

@@ -77,7 +77,7 @@ impl Heartbeat {
     fn pump(&mut self, ctx: &mut Context<Self>) {
         while let Some(output) = self.lifecycle.poll_output() {
             match output {
-                Output::Cas { id, edit } => self.write(id, edit, ctx),
+                Output::Cas { id, edit } => self.write(id, *edit, ctx),
                 Output::StateChanged { from, to } => {
                     self.parts.events.publish(NodeEvent::InstanceState { ring: self.parts.ring.clone(), from, to });
                 }

@@ -7,7 +7,7 @@ use std::time::Duration;
 use actix::Addr;
 
 use super::membership::{Join, Membership, MembershipParts, SetSeeds};
-use super::seeds;
+use super::seeds::Seeds;
 
 /// How hard a node tries to join.
 #[derive(Clone, Copy, Debug)]
@@ -40,30 +40,43 @@ pub(crate) enum Joined {
 const QUICK_ATTEMPTS: u32 = 4;
 const QUICK_RETRY: Duration = Duration::from_millis(250);
 
+/// How often names are resolved where regular rejoining is off.
+const RESOLVE_ALONE: Duration = Duration::from_secs(30);
+
 /// Joins, then resolves the names of the seeds again and again: behind a name there are other addresses tomorrow.
 pub(crate) async fn follow_seeds(parts: Arc<MembershipParts>, membership: Addr<Membership>) {
     if parts.join_members.is_empty() {
         parts.joined.send_replace(Joined::Done);
         return;
     }
+    let mut seeds = Seeds::new(parts.join_members.clone(), parts.dns_server);
     if *parts.joined.borrow() == Joined::Trying {
-        first_join(&parts, &membership).await;
+        first_join(&parts, &membership, &mut seeds).await;
     }
     let mut retry = QUICK_RETRY;
+    let regular = match parts.join.resolve_every {
+        // Who does not rejoin regularly still looks for others when it is alone.
+        Duration::ZERO => RESOLVE_ALONE,
+        regular => regular.max(Duration::from_secs(1)),
+    };
     loop {
-        let regular = parts.join.resolve_every.max(Duration::from_secs(1));
-        let complete = resolve_seeds(&parts, &membership).await.1.is_empty();
+        let complete = resolve_seeds(&mut seeds, &membership).await.1.is_empty();
         tokio::time::sleep(if complete { regular } else { retry.min(regular) }).await;
         retry = if complete { QUICK_RETRY } else { retry * 2 };
     }
 }
 
 /// Tries to join: quickly at first, then with back-off, until a member answers or the attempts are used up.
-async fn first_join(parts: &MembershipParts, membership: &Addr<Membership>) {
+async fn first_join(parts: &MembershipParts, membership: &Addr<Membership>, seeds: &mut Seeds) {
     let mut backoff = parts.join.min_backoff;
     for attempt in 1_u32.. {
-        let problems = match try_join(parts, membership).await {
-            Ok(()) => {
+        let problems = match try_join(membership, seeds).await {
+            // Behind a name there may be others in a moment: those that start together with us are not in DNS yet.
+            Ok(Company::None) if seeds.may_change() && attempt < QUICK_ATTEMPTS => String::new(),
+            Ok(company) => {
+                if company == Company::None {
+                    tracing::info!("there is nobody but this node among the seeds: it begins a cluster of its own");
+                }
                 parts.joined.send_replace(Joined::Done);
                 return;
             }
@@ -91,22 +104,31 @@ async fn first_join(parts: &MembershipParts, membership: &Addr<Membership>) {
     }
 }
 
-/// One attempt. Succeeds when a member answered, or when there is nobody but ourselves among the seeds.
-async fn try_join(parts: &MembershipParts, membership: &Addr<Membership>) -> Result<(), Vec<String>> {
-    let (seeds, mut problems) = resolve_seeds(parts, membership).await;
+/// Whom an attempt found.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Company {
+    /// A member.
+    Some,
+    /// Nobody but ourselves is among the seeds, and that is all of them.
+    None,
+}
+
+/// One attempt. An error says what went wrong with every seed.
+async fn try_join(membership: &Addr<Membership>, seeds: &mut Seeds) -> Result<Company, Vec<String>> {
+    let (seeds, mut problems) = resolve_seeds(seeds, membership).await;
     match membership.send(Join(seeds)).await {
         Ok(Ok(outcome)) if outcome.joined > 0 => {
             tracing::info!(members = outcome.joined, "joined the cluster");
-            return Ok(());
+            return Ok(Company::Some);
         }
         Ok(Ok(outcome)) => problems.extend(outcome.errors),
         Ok(Err(())) | Err(_) => problems.push("the membership actor died over the join".to_owned()),
     }
-    if problems.is_empty() { Ok(()) } else { Err(problems) }
+    if problems.is_empty() { Ok(Company::None) } else { Err(problems) }
 }
 
-async fn resolve_seeds(parts: &MembershipParts, membership: &Addr<Membership>) -> (Vec<SocketAddr>, Vec<String>) {
-    let (seeds, errors) = seeds::resolve(&parts.join_members).await;
+async fn resolve_seeds(seeds: &mut Seeds, membership: &Addr<Membership>) -> (Vec<SocketAddr>, Vec<String>) {
+    let (seeds, errors) = seeds.resolve().await;
     for error in &errors {
         tracing::warn!(%error, "a seed could not be resolved");
     }

@@ -3,11 +3,14 @@
 use std::collections::{BTreeMap, HashMap};
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use actix::{Actor, ActorFutureExt, Addr, AsyncContext, Context, Handler, ResponseFuture, Supervised, WrapFuture};
+use actix::{
+    Actor, ActorFutureExt, Addr, AsyncContext, Context, Handler, ResponseFuture, StreamHandler, Supervised, WrapFuture,
+};
 use arc_swap::ArcSwap;
 use bytes::Bytes;
+use futures_util::stream;
 use rand::SeedableRng;
 use rand::rngs::SmallRng;
 use tokio::sync::{oneshot, watch};
@@ -21,18 +24,20 @@ use super::timer::CoreTimer;
 use super::transport::{Exchange, SendPackets, TransportActor};
 use crate::clock::Now;
 use crate::swim::{
-    Durable, ExchangeId, ForeignLabels, Input, LocalNode, Member, MemberEvent, Output, Stats, Swim, SwimConfig,
-    UserBroadcast,
+    Durable, ExchangeId, ForeignLabels, Input, LocalNode, Member, MemberEvent, Output, Swim, SwimConfig, UserBroadcast,
 };
-use crate::transport::PacketQueue;
+use crate::transport::{ByteBudget, InboundPacket, PacketQueue, Transport};
 use crate::wire::message::NodeName;
 use crate::wire::{Label, PacketOptions, StreamMessage};
 
 /// Packets handled before timers get their turn.
 const BATCH: usize = 64;
 
-/// How often what is shown is renewed when no member changes.
+/// How long what is shown may be out of date when no member changes.
 const PUBLISH_PERIOD: Duration = Duration::from_secs(1);
+
+/// How often what was refused since the last time is written to the log, in one line: strangers must not fill it.
+const REFUSALS_LOGGED: Duration = Duration::from_secs(60);
 
 /// Exchanges that peers began have the top bit set, so that they never meet the ids of our own.
 const INBOUND: u64 = 1 << 63;
@@ -52,6 +57,10 @@ pub struct Members {
     pub labels: BTreeMap<NodeName, Label>,
     /// Packets and answers under labels that this node does not accept.
     pub foreign_labels: ForeignLabels,
+    /// Incarnations of members that grew as none does by itself: somebody may be forging them.
+    pub incarnation_jumps: u64,
+    /// Members forgotten before their time because the table was full.
+    pub evicted: u64,
 }
 
 /// What outlives the actor.
@@ -61,13 +70,20 @@ pub(crate) struct MembershipParts {
     pub(crate) wrapping: Arc<Wrapping>,
     pub(crate) local: LocalNode,
     pub(crate) queue: Arc<PacketQueue>,
+    /// Is told who the members are: they may send more than strangers.
+    pub(crate) network: Arc<dyn Transport>,
+    /// What peers' states may take while they wait for the store.
+    pub(crate) states: ByteBudget,
     pub(crate) members: Arc<ArcSwap<Members>>,
     pub(crate) events: EventHub,
     pub(crate) transport: OnceLock<Addr<TransportActor>>,
     pub(crate) gossip: OnceLock<Addr<Gossip>>,
-    pub(crate) durable: Mutex<Option<Durable>>,
+    /// Whether the core before this one had left; `None` when there was none. Its members are those published.
+    pub(crate) had_left: Mutex<Option<bool>>,
     /// Names of peers to join, as configured.
     pub(crate) join_members: Vec<String>,
+    /// The DNS server to ask for SRV records, where it is not the system's.
+    pub(crate) dns_server: Option<SocketAddr>,
     pub(crate) join: JoinPolicy,
     pub(crate) seeds: Mutex<Vec<SocketAddr>>,
     /// Whether the first attempt to join is over. Before that the store takes no writes: an instance that registered
@@ -78,8 +94,10 @@ pub(crate) struct MembershipParts {
 pub(crate) struct Membership {
     parts: Arc<MembershipParts>,
     swim: Swim,
-    /// The core's count of changes when the members were last published.
-    published: u64,
+    /// The core's count of changes when the members were last published, and when the rest was last looked at.
+    published: (u64, Instant),
+    /// What had been refused when that was last written to the log.
+    logged: BTreeMap<&'static str, u64>,
     timer: CoreTimer,
     inbound: HashMap<u64, oneshot::Sender<Option<Bytes>>>,
     next_inbound: u64,
@@ -87,6 +105,8 @@ pub(crate) struct Membership {
     next_join: u64,
     leaving: Vec<oneshot::Sender<()>>,
     checks: Checks,
+    /// States of peers that the store had no room for.
+    states_dropped: u64,
 }
 
 /// How a join went.
@@ -106,20 +126,24 @@ impl Membership {
         // Of its own for each core, straight from the operating system: a core that takes over after a crash must not
         // repeat the nonces of the one before.
         let nonces = rand::make_rng();
-        let durable = parts.durable.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let had_left = *parts.had_left.lock().unwrap_or_else(PoisonError::into_inner);
+        let seeds = parts.seeds.lock().unwrap_or_else(PoisonError::into_inner).clone();
         let now = Now::read();
-        let mut swim = match durable {
-            Some(durable) => Swim::resume(config, local, rng, nonces, now, durable),
+        let mut swim = match had_left {
+            Some(left) => {
+                let durable = Durable { members: parts.members.load().list.clone(), left, seeds: seeds.clone() };
+                Swim::resume(config, local, rng, nonces, now, durable)
+            }
             None => Swim::new(config, local, rng, nonces, now),
         };
-        let seeds = parts.seeds.lock().unwrap_or_else(PoisonError::into_inner).clone();
         if !seeds.is_empty() {
             swim.handle(now, Input::SetSeeds(seeds));
         }
         Self {
             parts,
             swim,
-            published: 0,
+            published: (0, now.mono),
+            logged: BTreeMap::new(),
             timer: CoreTimer::default(),
             inbound: HashMap::new(),
             next_inbound: 0,
@@ -127,6 +151,7 @@ impl Membership {
             next_join: 0,
             leaving: Vec::new(),
             checks: Checks::default(),
+            states_dropped: 0,
         }
     }
 
@@ -171,9 +196,7 @@ impl Membership {
                 tracing::warn!("the gossip store is overloaded: updates dropped");
             }
         }
-        if self.swim.changes() != self.published {
-            self.publish();
-        }
+        self.publish_changes();
         self.set_timer(ctx);
         packets
     }
@@ -202,8 +225,13 @@ impl Membership {
                 }));
             }
             Output::RemoteState { bytes, join } => {
-                if let Some(gossip) = self.parts.gossip.get() {
-                    gossip.do_send(RemoteState { bytes, join });
+                let Some(gossip) = self.parts.gossip.get() else { return };
+                let mut permit = self.parts.states.permit();
+                if permit.try_grow(bytes.len()) {
+                    gossip.do_send(RemoteState { bytes, join, permit });
+                } else {
+                    // The stream that it came on counts it no more. The next push/pull brings it again.
+                    self.states_dropped += 1;
                 }
             }
             Output::JoinDone { id, joined, errors } => {
@@ -224,19 +252,84 @@ impl Membership {
         }
     }
 
+    /// Members are shown at once, the rest at most once a period. It changes by what passes through here only, so an idle
+    /// node has nothing to wake for.
+    fn publish_changes(&mut self) {
+        let (changes, looked) = self.published;
+        if self.swim.changes() != changes {
+            return self.publish();
+        }
+        let now = Instant::now();
+        if now.saturating_duration_since(looked) < PUBLISH_PERIOD {
+            return;
+        }
+        self.published.1 = now;
+        let shown = self.parts.members.load();
+        if shown.health_score != self.swim.health_score()
+            || shown.queued_broadcasts != self.swim.queued_broadcasts()
+            || shown.refused != self.refused()
+            || shown.foreign_labels != *self.swim.foreign_labels()
+            || shown.labels != self.swim.member_labels()
+        {
+            self.publish();
+        }
+    }
+
     fn publish(&mut self) {
-        self.published = self.swim.changes();
         let mut list = self.swim.members();
+        if self.swim.changes() != self.published.0 {
+            let mut addresses = HashMap::new();
+            for ip in list.iter().filter(|member| member.is_live()).filter_map(|member| member.addr.to_ip()) {
+                *addresses.entry(ip).or_default() += 1;
+            }
+            self.parts.network.set_members(&addresses);
+        }
+        self.published = (self.swim.changes(), Instant::now());
         list.sort_by(|a, b| a.name.cmp(&b.name));
         self.parts.members.store(Arc::new(Members {
             list,
             health_score: self.swim.health_score(),
             queued_broadcasts: self.swim.queued_broadcasts(),
-            refused: refused(self.swim.stats()),
+            refused: self.refused(),
+            incarnation_jumps: self.swim.stats().incarnation_jumps,
+            evicted: self.swim.stats().members_evicted,
             labels: self.swim.member_labels(),
             foreign_labels: self.swim.foreign_labels().clone(),
         }));
-        *self.parts.durable.lock().unwrap_or_else(PoisonError::into_inner) = Some(self.swim.durable());
+        *self.parts.had_left.lock().unwrap_or_else(PoisonError::into_inner) = Some(self.swim.has_left());
+    }
+
+    /// Everything that was refused or dropped, by reason.
+    fn refused(&self) -> BTreeMap<&'static str, u64> {
+        let stats = self.swim.stats();
+        let mut refused = stats.packets_refused.clone();
+        for (reason, count) in &stats.messages_refused {
+            *refused.entry(*reason).or_default() += count;
+        }
+        for (reason, count) in [
+            ("push_pull_turned_away", stats.push_pulls_turned_away),
+            ("push_pull_incompatible", stats.merges_refused),
+            ("push_pull_store_overloaded", self.states_dropped),
+        ] {
+            if count > 0 {
+                refused.insert(reason, count);
+            }
+        }
+        refused
+    }
+
+    fn log_refusals(&mut self) {
+        let refused = self.refused();
+        let news: Vec<String> = refused
+            .iter()
+            .map(|(reason, count)| (reason, count - self.logged.get(reason).unwrap_or(&0).min(count)))
+            .filter(|(_, count)| *count > 0)
+            .map(|(reason, count)| format!("{reason}: {count}"))
+            .collect();
+        if !news.is_empty() {
+            tracing::warn!(refused = %news.join(", "), "packets and messages were refused in the last minute");
+        }
+        self.logged = refused;
     }
 
     fn set_timer(&mut self, ctx: &mut Context<Self>) {
@@ -245,14 +338,6 @@ impl Membership {
             this.input(Input::Tick, ctx);
         });
     }
-}
-
-fn refused(stats: &Stats) -> BTreeMap<&'static str, u64> {
-    let mut refused = stats.packets_refused.clone();
-    for (reason, count) in &stats.messages_refused {
-        *refused.entry(*reason).or_default() += count;
-    }
-    refused
 }
 
 fn node_event(event: MemberEvent) -> NodeEvent {
@@ -276,23 +361,13 @@ impl Actor for Membership {
     fn started(&mut self, ctx: &mut Self::Context) {
         self.publish();
         self.pump(ctx);
-        // Queue, health and refusals change without any change of the members.
-        ctx.run_interval(PUBLISH_PERIOD, |this, _| this.publish());
+        ctx.run_interval(REFUSALS_LOGGED, |this, _| this.log_refusals());
         // Packets come one batch at a time: the next is taken when the last one is handled, so timers get their turn.
-        let (queue, address) = (self.parts.queue.clone(), ctx.address());
-        ctx.spawn(
-            async move {
-                loop {
-                    let batch = queue.pop_batch(BATCH).await;
-                    let packets = batch.into_iter().map(|packet| (packet.from, packet.bytes)).collect();
-                    if address.send(Packets(packets)).await.is_err() {
-                        return;
-                    }
-                    tokio::task::yield_now().await;
-                }
-            }
-            .into_actor(self),
-        );
+        ctx.add_stream(stream::unfold(self.parts.queue.clone(), |queue| async move {
+            tokio::task::yield_now().await;
+            let batch = queue.pop_batch(BATCH).await;
+            Some((batch, queue))
+        }));
         ctx.spawn(follow_seeds(self.parts.clone(), ctx.address()).into_actor(self));
     }
 }
@@ -310,19 +385,16 @@ impl Supervised for Membership {
 drillable!(Membership);
 
 /// Packets from the network.
-struct Packets(Vec<(SocketAddr, Bytes)>);
-message!(Packets => ());
-
-impl Handler<Packets> for Membership {
-    type Result = ();
-
-    fn handle(&mut self, Packets(packets): Packets, ctx: &mut Self::Context) {
+impl StreamHandler<Vec<InboundPacket>> for Membership {
+    fn handle(&mut self, packets: Vec<InboundPacket>, ctx: &mut Self::Context) {
         let now = Now::read();
-        for (from, bytes) in packets {
+        for InboundPacket { from, bytes } in packets {
             self.swim.handle(now, Input::Packet { from, bytes });
         }
         self.pump(ctx);
     }
+
+    fn finished(&mut self, _: &mut Self::Context) {}
 }
 
 /// A stream that a peer opened. The answer is what to write back, or nothing.

@@ -7,24 +7,29 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 
-use actix::{Actor, ActorFutureExt, Addr, AsyncContext, Context, Handler, SpawnHandle, Supervised, WrapFuture};
+use actix::{
+    Actor, ActorFutureExt, Addr, AsyncContext, Context, Handler, ResponseFuture, SpawnHandle, Supervised, WrapFuture,
+};
 use arc_swap::ArcSwap;
 use tokio::sync::{oneshot, watch};
 
 use super::events::{EventHub, NodeEvent};
+use super::membership::Members;
 use super::message::{drillable, message};
 use super::timer::CoreTimer;
 use crate::clock::Now;
 use crate::kv::{CasAction, CasFn, CasOutcome, SharedStore, StoreError, Value};
 use crate::migration::{
     Durable, Input, MigrationEvent, MigrationStatus, MultiConfig, MultiCore, OpEffect, OpId, OpKind, Output,
-    RuntimeMulti, Side, Task, TaskId, TaskResult, Verdict, View,
+    ParityReport, RuntimeMulti, Side, Task, TaskId, TaskResult, Verdict, View,
 };
 
 /// What outlives the actor.
 pub(crate) struct MirrorParts {
     pub(crate) config: MultiConfig,
     pub(crate) sides: [SharedStore; 2],
+    /// The members of the gossip cluster, when one of the stores is gossip.
+    pub(crate) members: Option<Arc<ArcSwap<Members>>>,
     pub(crate) views: watch::Sender<View>,
     pub(crate) status: ArcSwap<MigrationStatus>,
     pub(crate) events: EventHub,
@@ -68,10 +73,23 @@ pub(crate) struct Mirror {
     pending: HashMap<OpId, Pending>,
     next_op: u64,
     timer: CoreTimer,
+    /// When the status was published last.
+    status_at: Option<tokio::time::Instant>,
+    /// Who waits for a thorough comparison.
+    parity_asked: HashMap<u64, oneshot::Sender<ParityResult>>,
+    next_parity: u64,
+    /// Live members, as last told to the core.
+    members_alive: Option<usize>,
 }
+
+/// How the stores compare, or why that cannot be told.
+pub(crate) type ParityResult = Result<Arc<ParityReport>, String>;
 
 /// How often the status is published when nothing happens: its ages and lags grow by themselves.
 const STATUS_PERIOD: Duration = Duration::from_millis(500);
+
+/// Time between two publications while much happens. Events are published at once.
+const STATUS_AT_MOST: Duration = Duration::from_millis(50);
 
 impl Mirror {
     pub(crate) fn new(parts: Arc<MirrorParts>) -> Self {
@@ -81,7 +99,17 @@ impl Mirror {
             Some(durable) => MultiCore::resume(parts.config.clone(), durable, now),
             None => MultiCore::new(parts.config.clone(), now),
         };
-        Self { parts, core, pending: HashMap::new(), next_op: 0, timer: CoreTimer::default() }
+        Self {
+            parts,
+            core,
+            pending: HashMap::new(),
+            next_op: 0,
+            timer: CoreTimer::default(),
+            status_at: None,
+            parity_asked: HashMap::new(),
+            next_parity: 0,
+            members_alive: None,
+        }
     }
 
     /// The view before the core has said anything.
@@ -110,19 +138,42 @@ impl Mirror {
                 Output::View(view) => {
                     self.parts.views.send_replace(view);
                 }
-                Output::Event(event) => self.tell(event),
+                Output::Event(event) => {
+                    self.tell(event);
+                    self.status_at = None;
+                }
+                Output::Parity { ids, result } => {
+                    for id in ids {
+                        if let Some(asked) = self.parity_asked.remove(&id) {
+                            let _ = asked.send(result.clone());
+                        }
+                    }
+                }
                 Output::Drained => {
+                    self.publish_status();
                     self.parts.drained.send_replace(true);
                 }
             }
         }
         // Saved before anybody can see an effect of what was just decided: everything above only queued work.
         *self.parts.durable.lock().unwrap_or_else(PoisonError::into_inner) = Some(self.core.durable());
-        self.publish_status();
+        // Deliveries come by the thousand, and the status counts and compares: what is left out here follows in time.
+        if self.status_at.is_none_or(|at| at.elapsed() >= STATUS_AT_MOST) {
+            self.publish_status();
+        }
         self.set_timer(ctx);
     }
 
-    fn publish_status(&self) {
+    fn count_members(&mut self, ctx: &mut Context<Self>) {
+        let Some(members) = &self.parts.members else { return };
+        let alive = members.load().list.iter().filter(|member| member.is_live()).count();
+        if self.members_alive.replace(alive) != Some(alive) {
+            self.input(Input::Members(alive), ctx);
+        }
+    }
+
+    fn publish_status(&mut self) {
+        self.status_at = Some(tokio::time::Instant::now());
         self.parts.status.store(Arc::new(self.core.status(Now::read())));
     }
 
@@ -237,6 +288,10 @@ fn describe(event: &MigrationEvent) -> String {
         MigrationEvent::FlipCancelled { stays } => format!("flip called off, {stays} stays primary"),
         MigrationEvent::Flipped { from, to, took } => format!("flipped from {from} to {to} in {took:?}"),
         MigrationEvent::RuntimeRefused { reason } => format!("runtime config refused: {reason}"),
+        MigrationEvent::ParityReached { store } => format!("{store} has all that this node was shown"),
+        MigrationEvent::ParityLost { store, ownership_delta } => {
+            format!("{store} lacks something: a flip would move {:.2} % of the ring", 100.0 * ownership_delta)
+        }
         MigrationEvent::OutboxDrained { store } => format!("{store} has everything"),
         MigrationEvent::ShutdownDrained { left } => format!("outbox drained for shutdown, {left} keys left"),
     }
@@ -289,7 +344,10 @@ impl Actor for Mirror {
     type Context = Context<Self>;
 
     fn started(&mut self, ctx: &mut Self::Context) {
-        ctx.run_interval(STATUS_PERIOD, |this, _| this.publish_status());
+        ctx.run_interval(STATUS_PERIOD, |this, ctx| {
+            this.count_members(ctx);
+            this.publish_status();
+        });
         self.pump(ctx);
     }
 }
@@ -386,6 +444,26 @@ impl Handler<Runtime> for Mirror {
             Err(reason) => Input::RuntimeInvalid(reason),
         };
         self.input(input, ctx);
+    }
+}
+
+/// Compares both stores thoroughly.
+pub(crate) struct CompareStores;
+message!(CompareStores => ParityResult);
+
+impl Handler<CompareStores> for Mirror {
+    type Result = ResponseFuture<ParityResult>;
+
+    fn handle(&mut self, _: CompareStores, ctx: &mut Self::Context) -> Self::Result {
+        let id = self.next_parity;
+        self.next_parity += 1;
+        let (asked, answer) = oneshot::channel();
+        self.parity_asked.insert(id, asked);
+        self.input(Input::ParityAsked { id }, ctx);
+        self.parity_asked.retain(|_, asked| !asked.is_closed());
+        Box::pin(async move {
+            answer.await.unwrap_or_else(|_| Err("the mirror died over the comparison; ask again".to_owned()))
+        })
     }
 }
 

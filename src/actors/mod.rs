@@ -8,7 +8,8 @@
 //! * [`guard`]: survives panics and stops, restarts in place; [`supervisor`]: owns the tree.
 //! * `transport`, `framing`, `membership`, `gossip`: packets, members, and the store that they carry.
 //! * `mirror`: the multi store; `multi`: how its users see it.
-//! * `ring_keeper`, `heartbeat`: a ring as this node sees it, and this node's place in it.
+//! * `ring_keeper`, `heartbeat`: a ring as this node sees it, and this node's place in it; [`shadow`]: the ring as the other store
+//!   of a migration has it.
 //! * `config_watcher`: the runtime configuration.
 //! * `system`: builds all of it; `joining`, `seeds`: coming into the cluster; [`keys`]: keys and labels of a running node; `timer`: a core's deadlines; [`events`], `message`, `streams`, `watch_hub`: what they have in common.
 
@@ -26,6 +27,9 @@ pub(crate) mod mirror;
 pub(crate) mod multi;
 pub(crate) mod ring_keeper;
 pub(crate) mod seeds;
+pub mod shadow;
+#[cfg(feature = "dns-srv")]
+pub(crate) mod srv;
 pub(crate) mod streams;
 pub mod supervisor;
 pub(crate) mod system;

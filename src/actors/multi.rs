@@ -41,6 +41,11 @@ impl MultiStore {
         Err(StoreError::Closed(StoreKind::Multi))
     }
 
+    /// The store that is not primary, for watches alone: they follow it over a flip.
+    pub(crate) fn shadow(self: &Arc<Self>) -> Arc<Shadow> {
+        Arc::new(Shadow(self.clone()))
+    }
+
     fn watch(&self, open: impl Fn(&dyn Store) -> Watch + Send + Sync + 'static) -> Watch {
         let mut views = self.parts.views.subscribe();
         let view = *views.borrow_and_update();
@@ -196,5 +201,31 @@ impl MultiStore {
         let mut views = self.parts.views.subscribe();
         let known = views.wait_for(|view| !view.waiting_for_runtime).await;
         known.map(|view| (view.primary, view.generation)).map_err(|_| StoreError::Closed(StoreKind::Multi))
+    }
+}
+
+/// The side that is not primary. Whoever watches through it hears what that store says and nothing else: a flip begins it
+/// anew on the other side.
+pub(crate) struct Shadow(Arc<MultiStore>);
+
+impl Shadow {
+    pub(crate) fn watch_key(&self, key: &str) -> Watch {
+        let (parts, key) = (self.0.parts.clone(), key.to_owned());
+        let views = parts.views.subscribe();
+        let state = (parts, key, views, None::<(u64, Watch)>);
+        Box::pin(stream::unfold(state, |(parts, key, mut views, mut open)| async move {
+            loop {
+                let view = *views.borrow_and_update();
+                if open.as_ref().is_none_or(|(generation, _)| *generation != view.generation) {
+                    open = Some((view.generation, parts.side(view.primary.other()).watch_key(&key)));
+                }
+                let (_, inner) = open.as_mut()?;
+                tokio::select! {
+                    biased;
+                    changed = views.changed() => changed.ok()?,
+                    change = inner.next() => return change.map(|change| (change, (parts, key, views, open))),
+                }
+            }
+        }))
     }
 }

@@ -11,9 +11,27 @@ use tokio::sync::watch;
 use super::events::{EventHub, NodeEvent};
 use super::heartbeat::{Heartbeat, Observed};
 use super::message::{drillable, message};
+use super::multi::Shadow;
 use crate::clock::Now;
-use crate::kv::{KeyChange, SharedStore};
+use crate::kv::{KeyChange, SharedStore, Watch};
 use crate::ring::{Desc, Freshness, RingOptions, Snapshot};
+
+/// Where a keeper hears of its ring.
+pub(crate) enum Source {
+    /// The node's store.
+    Store(SharedStore),
+    /// The store of a migration that is not primary. Nothing is told of it: the ring's users read the other one.
+    Shadow(Arc<Shadow>),
+}
+
+impl Source {
+    fn watch(&self, key: &str) -> Watch {
+        match self {
+            Self::Store(store) => store.watch_key(key),
+            Self::Shadow(shadow) => shadow.watch_key(key),
+        }
+    }
+}
 
 /// What outlives the actor.
 pub(crate) struct RingParts {
@@ -21,7 +39,7 @@ pub(crate) struct RingParts {
     pub(crate) name: String,
     /// Its key in the store, prefix included.
     pub(crate) key: String,
-    pub(crate) store: SharedStore,
+    pub(crate) source: Source,
     pub(crate) snapshot: Arc<ArcSwap<Snapshot>>,
     pub(crate) desc: ArcSwap<Desc>,
     /// Counts the snapshots, for those who wait for the next one.
@@ -38,7 +56,7 @@ impl RingParts {
         key: String,
         options: &RingOptions,
         freshness: Freshness,
-        store: SharedStore,
+        source: Source,
         events: EventHub,
     ) -> Arc<Self> {
         let empty = Desc::default();
@@ -46,7 +64,7 @@ impl RingParts {
         Arc::new(Self {
             name,
             key,
-            store,
+            source,
             snapshot: Arc::new(ArcSwap::from_pointee(snapshot)),
             desc: ArcSwap::from_pointee(empty),
             published: watch::Sender::new(0),
@@ -80,7 +98,7 @@ impl RingKeeper {
         self.parts.desc.store(desc.clone());
         self.parts.snapshot.store(Arc::new(next));
         self.parts.published.send_modify(|count| *count += 1);
-        if changed {
+        if changed && matches!(self.parts.source, Source::Store(_)) {
             self.parts.events.publish(NodeEvent::RingChanged { ring: self.parts.name.clone(), instances });
         }
         self.set_timer(ctx);
@@ -108,7 +126,7 @@ impl Actor for RingKeeper {
     type Context = Context<Self>;
 
     fn started(&mut self, ctx: &mut Self::Context) {
-        let mut watch = self.parts.store.watch_key(&self.parts.key);
+        let mut watch = self.parts.source.watch(&self.parts.key);
         let address = ctx.address();
         ctx.spawn(
             async move {

@@ -1,5 +1,9 @@
 //! Reading and writing one message of the stream protocol.
 
+use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+
 use bytes::Bytes;
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt};
 
@@ -21,12 +25,63 @@ pub(crate) enum StreamError {
 }
 
 impl StreamError {
+    /// Why, for a counter.
+    pub(crate) fn reason(&self) -> &'static str {
+        match self {
+            Self::Io(_) | Self::Read(ReadError::Io(_)) => "io",
+            Self::Wire(error) | Self::Read(ReadError::Refused(error)) => error.reason(),
+            Self::Read(ReadError::Silent) => "silent",
+            Self::Read(ReadError::TooSlow { .. }) => "too_slow",
+            Self::Read(ReadError::Deadline { .. }) => "deadline",
+            Self::Read(ReadError::TooLarge { .. }) => "too_large",
+            Self::Read(ReadError::Overloaded) => "overloaded",
+            Self::Read(ReadError::Closed { .. }) | Self::NoMessage => "no_message",
+        }
+    }
+
     /// What was wrong with the bytes, if that is why.
     pub(crate) fn wire(&self) -> Option<&WireError> {
         match self {
             Self::Wire(error) | Self::Read(ReadError::Refused(error)) => Some(error),
             _ => None,
         }
+    }
+}
+
+/// What became of the streams that others opened.
+#[derive(Debug, Default)]
+pub(crate) struct StreamCounts {
+    active: AtomicU64,
+    refused: Mutex<BTreeMap<&'static str, u64>>,
+}
+
+impl StreamCounts {
+    /// Counts a stream that is being served, until what is returned is dropped.
+    pub(crate) fn begin(self: &Arc<Self>) -> impl Drop + use<> {
+        self.active.fetch_add(1, Ordering::Relaxed);
+        Active(self.clone())
+    }
+
+    pub(crate) fn refuse(&self, reason: &'static str) {
+        *self.refused.lock().unwrap_or_else(PoisonError::into_inner).entry(reason).or_default() += 1;
+    }
+
+    /// Streams that are being served.
+    pub(crate) fn active(&self) -> u64 {
+        self.active.load(Ordering::Relaxed)
+    }
+
+    /// Streams that were not answered, by reason.
+    pub(crate) fn refused(&self) -> BTreeMap<&'static str, u64> {
+        self.refused.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+}
+
+struct Active(Arc<StreamCounts>);
+
+impl Drop for Active {
+    fn drop(&mut self) {
+        self.0.active.fetch_sub(1, Ordering::Relaxed);
     }
 }
 

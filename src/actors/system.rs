@@ -4,6 +4,7 @@ mod gossip_side;
 mod rings;
 mod stores;
 
+use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, Mutex, OnceLock};
@@ -27,14 +28,16 @@ use super::message::{Drill, Fault};
 use super::mirror::{Drain, Mirror, MirrorParts};
 use super::multi::MultiStore;
 use super::ring_keeper::RingParts;
+use super::shadow::ShadowRing;
 use super::supervisor::{Exit, Supervisor, Tree};
 use super::transport::TransportParts;
 use super::watch_hub::WatchHub;
 use crate::config::runtime::RuntimeLoader;
 use crate::config::{Config, KvStore, RingConfig};
+use crate::kv::gossip::Contents;
 use crate::kv::{Codecs, LwwMap, SharedStore, StoreKind};
 use crate::migration::MultiConfig;
-use crate::ring::RingCodec;
+use crate::ring::RingRules;
 use crate::stores::memory::Memory;
 use crate::transport::{BindError, Transport};
 
@@ -66,12 +69,16 @@ pub(crate) struct Extras {
     pub(crate) memory: Option<Memory>,
     pub(crate) transport: Option<Arc<dyn Transport>>,
     pub(crate) meta: Bytes,
+    /// Asked for SRV records instead of the DNS servers of the system.
+    pub(crate) dns_server: Option<SocketAddr>,
 }
 
 /// One ring of the node.
 pub(crate) struct RingEntry {
     pub(crate) config: RingConfig,
     pub(crate) parts: Arc<RingParts>,
+    /// The ring as the other store of a migration has it, when lookups are compared.
+    pub(crate) shadow: Option<Arc<ShadowRing>>,
     pub(crate) heartbeat: Option<Arc<HeartbeatParts>>,
     heartbeat_address: Option<Addr<Heartbeat>>,
 }
@@ -86,6 +93,8 @@ pub(crate) struct System {
     pub(crate) members: Arc<ArcSwap<Members>>,
     pub(crate) membership: Option<Addr<Membership>>,
     pub(crate) transport: Option<Arc<TransportParts>>,
+    /// What the gossip store holds, for its counters.
+    pub(crate) contents: Option<Contents>,
     pub(crate) mirror: Option<Arc<MirrorParts>>,
     pub(crate) runtime_config: Option<Arc<ConfigParts>>,
     pub(crate) rings: Vec<RingEntry>,
@@ -149,7 +158,7 @@ impl System {
         let config = Arc::new(config);
         let codecs = extras.codecs.clone();
         for ring in &config.rings {
-            codecs.register(&ring_key(&config, ring), Arc::new(RingCodec));
+            codecs.register(&ring_key(&config, ring), Arc::new(ring_rules(&config, ring).codec()));
         }
         if codecs.for_key(JSON_PREFIX).is_none() {
             codecs.register(JSON_PREFIX, Arc::new(LwwMap::<serde_json::Value>::codec()));
@@ -163,6 +172,13 @@ impl System {
         let transport = if config.kv.uses_gossip() { Some(bind(&config, &extras)?) } else { None };
         let advertised = transport.as_ref().map(|transport| advertised(&config, transport.local_addr())).transpose()?;
         let swim = swim_config(&config)?;
+        if let Some(own) = advertised.filter(|own| !swim.allowed_networks.allows(own.ip())) {
+            return Err(StartError::Config(format!(
+                "memberlist.cidrs_allowed does not contain {}, the address that this node advertises: the others would \
+                 refuse it; add its network, or set memberlist.advertise_addr",
+                own.ip()
+            )));
+        }
         let memory = extras.memory.unwrap_or_default();
         let mut others = Vec::new();
         for kind in config.kv.stores().into_iter().filter(|kind| *kind != KvStore::Memberlist) {
@@ -171,7 +187,18 @@ impl System {
 
         spawn_supervisor(&spawner);
         let gossip = transport.zip(advertised).map(|(transport, advertised)| {
-            start_gossip(&spawner, &config, swim, &codecs, &events, &members, transport, advertised, extras.meta)
+            start_gossip(
+                &spawner,
+                &config,
+                swim,
+                &codecs,
+                &events,
+                &members,
+                transport,
+                advertised,
+                extras.meta,
+                extras.dns_server,
+            )
         });
         let store_of = |wanted: KvStore| match &gossip {
             Some(gossip) if wanted == KvStore::Memberlist => Ok(gossip.client.clone() as SharedStore),
@@ -181,15 +208,18 @@ impl System {
                 .map(|(_, store)| store.clone())
                 .ok_or_else(|| StartError::Config(format!("kv.store {} was not set up", wanted.name()))),
         };
-        let (store, mirror) = match config.kv.store {
+        let (store, mirror, shadow) = match config.kv.store {
             KvStore::Multi => {
                 let sides = [store_of(config.kv.multi.primary)?, store_of(config.kv.multi.secondary)?];
-                let (store, parts) = start_mirror(&spawner, &config, &codecs, &events, sides)?;
-                (store, Some(parts))
+                let known = gossip.is_some().then(|| members.clone());
+                let (store, parts) = start_mirror(&spawner, &config, &codecs, &events, known, sides)?;
+                let shadow = (config.migration.shadow_lookups > 0.0).then(|| store.shadow());
+                (store as SharedStore, Some(parts), shadow)
             }
-            single => (store_of(single)?, None),
+            single => (store_of(single)?, None, None),
         };
-        let rings = config.rings.iter().map(|ring| start_ring(&spawner, &config, ring, &store, &events)).collect();
+        let start = |ring| start_ring(&spawner, &config, ring, &store, shadow.as_ref(), &events);
+        let rings = config.rings.iter().map(start).collect();
         let runtime_config = start_config_watcher(&spawner, &config, &events, mirror.as_ref());
         Ok(Arc::new(Self {
             codecs,
@@ -199,6 +229,7 @@ impl System {
             members,
             membership: gossip.as_ref().map(|gossip| gossip.membership.clone()),
             transport: gossip.as_ref().map(|gossip| gossip.transport.clone()),
+            contents: gossip.as_ref().map(|gossip| gossip.contents.clone()),
             joined: gossip.as_ref().map(|gossip| gossip.joined.clone()),
             hub: gossip.map(|gossip| gossip.hub),
             mirror,
@@ -311,6 +342,17 @@ pub(crate) fn ring_key(config: &Config, ring: &RingConfig) -> String {
     format!("{}{}", config.kv.prefix, ring.key)
 }
 
+/// By which rules a ring is merged, and what of other nodes it takes over.
+fn ring_rules(config: &Config, ring: &RingConfig) -> RingRules {
+    let rules = RingRules { merge: ring.merge_strategy, ..RingRules::default() };
+    match ring.auto_forget_unhealthy_periods {
+        0 => rules,
+        periods => {
+            rules.forgetting(ring.heartbeat_timeout.saturating_mul(periods), config.memberlist.left_ingesters_timeout)
+        }
+    }
+}
+
 /// The root of the tree. Its own guard cannot ask it when it dies too often, so that ends the node.
 fn spawn_supervisor(spawner: &Spawner) {
     let (reports, mut reported) = mpsc::unbounded_channel();
@@ -328,8 +370,9 @@ fn start_mirror(
     config: &Config,
     codecs: &Arc<Codecs>,
     events: &EventHub,
+    members: Option<Arc<ArcSwap<Members>>>,
     sides: [SharedStore; 2],
-) -> Result<(SharedStore, Arc<MirrorParts>), StartError> {
+) -> Result<(Arc<MultiStore>, Arc<MirrorParts>), StartError> {
     let multi = &config.kv.multi;
     let kind =
         |store: KvStore| store.name().parse::<StoreKind>().map_err(|error| StartError::Config(error.to_string()));
@@ -342,6 +385,15 @@ fn start_mirror(
         wait_for_runtime: !config.runtime_config.file.is_empty(),
         seed: rand::random(),
         tombstone_ttl: config.memberlist.left_ingesters_timeout,
+        require_parity: config.migration.require_parity,
+        teardown: config.migration.teardown,
+        rings: config.rings.iter().map(|ring| (ring_key(config, ring), rings::options(ring))).collect(),
+        heartbeat_timeout: config
+            .rings
+            .iter()
+            .map(|ring| ring.heartbeat_timeout)
+            .min()
+            .unwrap_or(MultiConfig::default().heartbeat_timeout),
         ..MultiConfig::default()
     };
     let parts = Arc::new(MirrorParts {
@@ -349,6 +401,7 @@ fn start_mirror(
         status: ArcSwap::from_pointee(Mirror::first_status(&settings)),
         config: settings,
         sides,
+        members,
         events: events.clone(),
         durable: Mutex::new(None),
         address: OnceLock::new(),

@@ -13,7 +13,7 @@ use bytes::Bytes;
 use super::keys::Wrapping;
 use super::membership::{Membership, StreamRequest};
 use super::message::{drillable, message};
-use super::streams;
+use super::streams::{self, StreamCounts};
 use crate::transport::io::ReadLimits;
 use crate::transport::{ByteBudget, PacketQueue, Transport};
 use crate::wire::stream::MAX_STREAM;
@@ -32,6 +32,7 @@ pub(crate) struct TransportParts {
     pub(crate) membership: OnceLock<Addr<Membership>>,
     /// What all streams together may hold in memory.
     pub(crate) budget: ByteBudget,
+    pub(crate) streams: Arc<StreamCounts>,
 }
 
 pub(crate) struct TransportActor {
@@ -116,7 +117,7 @@ impl Handler<Exchange> for TransportActor {
 }
 
 async fn receive(parts: Arc<TransportParts>) {
-    let mut batch = Vec::with_capacity(BATCH);
+    let mut batch = Vec::new();
     // Ends when the transport is closed: the node is ending.
     while parts.transport.recv_packets(&mut batch, BATCH).await.is_ok() {
         for packet in batch.drain(..) {
@@ -129,11 +130,18 @@ async fn accept(parts: Arc<TransportParts>) {
     while let Ok((stream, from)) = parts.transport.accept().await {
         let parts = parts.clone();
         tokio::task::spawn_local(async move {
+            let _active = parts.streams.begin();
             let timeout = parts.stream_timeout;
             match tokio::time::timeout(timeout, serve(&parts, stream, from)).await {
                 Ok(Ok(())) => {}
-                Ok(Err(error)) => tracing::debug!(%from, %error, "stream refused"),
-                Err(_) => tracing::debug!(%from, ?timeout, "stream timed out"),
+                Ok(Err(error)) => {
+                    parts.streams.refuse(error.reason());
+                    tracing::debug!(%from, %error, "stream refused");
+                }
+                Err(_) => {
+                    parts.streams.refuse("deadline");
+                    tracing::debug!(%from, ?timeout, "stream timed out");
+                }
             }
         });
     }

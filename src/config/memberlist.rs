@@ -136,7 +136,8 @@ pub struct MemberlistConfig {
     /// Longest wait for the message that this node leaves to be sent.
     #[serde(with = "units::duration")]
     pub leave_timeout: Duration,
-    /// Networks that members may come from, such as 10.0.0.0/8. Empty allows all.
+    /// Networks that members may come from, such as 10.0.0.0/8 or fd00::/8. Announcements from elsewhere, or of other
+    /// addresses, are refused and counted. Empty allows all.
     #[serde(deserialize_with = "units::list")]
     pub cidrs_allowed: Vec<String>,
     /// Use TLS between nodes (needs transport tcp; not in this version).

@@ -28,6 +28,7 @@
 //! | `memberlist.rs`, `kv.rs`, `rings.rs` | the sections, as plain data |
 //! | `profile.rs` | timings of the membership profiles |
 //! | `units.rs` | durations, sizes, secrets, lists |
+//! | `networks.rs` | the allow-list of networks |
 //! | `schema.rs` | the table of all keys; `reference.rs` prints it |
 //! | `text.rs` | bytes of a file to a tree of values, within limits |
 //! | `layer.rs` | one source of values, checked against the table |
@@ -47,6 +48,7 @@ mod kv;
 mod layer;
 mod load;
 mod memberlist;
+mod networks;
 pub mod profile;
 pub mod reference;
 mod rings;
@@ -61,8 +63,9 @@ pub use error::{ConfigError, Origin, Problem};
 pub use kv::{ConsulConfig, EtcdConfig, KvConfig, KvStore, MultiConfig};
 pub use load::{Loaded, Loader, Row};
 pub use memberlist::{Compression, MemberlistConfig, TransportKind};
+pub use networks::{Networks, NotANetwork};
 pub use profile::{Profile, ProfileSettings};
-pub use rings::{RingConfig, TokenStrategy};
+pub use rings::{MergeStrategy, RingConfig, TokenStrategy};
 pub use runtime::{MultiKvConfig, Poll, RuntimeConfig, RuntimeError, RuntimeLoader};
 pub use text::MAX_FILE_BYTES;
 pub use units::{ByteSize, SECRET_MASK, Secret, format_duration, parse_duration};
@@ -159,13 +162,17 @@ impl Default for RuntimeConfigFiles {
 }
 
 /// The move from one store to another.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct MigrationConfig {
     /// Show the guided migration and answer its commands.
     pub enabled: bool,
     /// The old store is being removed: running nodes keep their primary although the runtime section is gone.
     pub teardown: bool,
+    /// A node flips only while every gate is open; until then it stays on the old primary, says why, and keeps trying.
+    pub require_parity: bool,
+    /// Share of lookups, 0 to 1, that are answered from both stores and compared. 0 turns it off.
+    pub shadow_lookups: f64,
 }
 
 /// Pages and API of the agent.

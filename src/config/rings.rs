@@ -21,6 +21,27 @@ pub enum TokenStrategy {
     SpreadMinimizing,
 }
 
+/// How a store merges an update into a ring. Nodes with different strategies can share one.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum MergeStrategy {
+    /// Entry by entry, the newer one whole ([`crate::ring::lattice`]). Replicas that saw the same updates hold the
+    /// same ring, in whatever order, grouping and repetition the updates came.
+    ///
+    /// Owners of contested tokens are found at reading, by dskit's rule, so Grafana nodes in the same ring name the
+    /// same owners: at once unless two entries of one instance bear the same second or a contested token changes
+    /// hands, and then after its claimants have sent two heartbeats each.
+    #[default]
+    Lattice,
+    /// As dskit does it, bit for bit ([`crate::ring::merge_dskit`]): what this node stores is what a Grafana node stores
+    /// that got the same updates in the same order. What this node removes is dated later than its entry all the same.
+    ///
+    /// It is no lattice. Of two entries with the same second the first to arrive stays, so nodes may differ until the
+    /// next heartbeat. With contested tokens, one result in 25 depends on the order of updates; an instance that lost a
+    /// token gets it back with its next heartbeat at the earliest, and one of Grafana's never does.
+    Dskit,
+}
+
 /// One ring that this node reads, and may join.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
@@ -64,6 +85,8 @@ pub struct RingConfig {
     /// Zones whose instances are never owners.
     #[serde(deserialize_with = "units::list")]
     pub excluded_zones: Vec<String>,
+    /// How updates of the ring are merged. Must be lattice while kv.store is multi.
+    pub merge_strategy: MergeStrategy,
     /// Forget an instance after this many heartbeat timeouts without a heartbeat. 0 never forgets.
     pub auto_forget_unhealthy_periods: u32,
 }
@@ -87,6 +110,7 @@ impl Default for RingConfig {
             final_sleep: Duration::ZERO,
             unregister_on_shutdown: true,
             excluded_zones: Vec::new(),
+            merge_strategy: MergeStrategy::Lattice,
             auto_forget_unhealthy_periods: 0,
         }
     }

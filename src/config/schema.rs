@@ -122,7 +122,7 @@ pub(crate) static KEYS: &[Key] = &[
     key("memberlist.bind_port", PORT, "Port to listen on. 0 lets the system choose one."),
     key("memberlist.advertise_addr", Kind::Text, "IP address that other nodes reach this one at. Empty: found from the bind address."),
     key("memberlist.advertise_port", PORT, "Port that other nodes reach this one at. 0: the bound port."),
-    key("memberlist.join_members", Kind::TextList, "Nodes to join through: host:port, or dns+host:port. Empty starts a cluster of one. SRV look-ups are not available in this version."),
+    key("memberlist.join_members", Kind::TextList, "Nodes to join through: host:port, dns+host:port, or by SRV records dnssrv+name and dnssrvnoa+name (feature dns-srv). Empty starts a cluster of one. Names are resolved again every rejoin_interval."),
     key("memberlist.rejoin_interval", Kind::Duration, "How often join_members are contacted again, which heals a split cluster. 0s turns it off."),
     key("memberlist.min_join_backoff", Kind::Duration, "First wait after a failed join."),
     key("memberlist.max_join_backoff", Kind::Duration, "Longest wait between attempts to join."),
@@ -154,7 +154,7 @@ pub(crate) static KEYS: &[Key] = &[
     key("memberlist.left_ingesters_timeout", Kind::Duration, "How long an instance that left stays in the ring as a tombstone. 0s keeps it for ever."),
     key("memberlist.obsolete_entries_timeout", Kind::Duration, "How long a deleted key is remembered. 0s keeps it for ever. Must outlive two push/pulls, so dskit's 30s is not the default."),
     key("memberlist.leave_timeout", Kind::Duration, "Longest wait for the message that this node leaves to be sent."),
-    key("memberlist.cidrs_allowed", Kind::TextList, "Networks that members may come from. Not available in this version: must be empty."),
+    key("memberlist.cidrs_allowed", Kind::TextList, "Networks that members may come from, such as 10.0.0.0/8 or fd00::/8. Announcements from elsewhere, or of other addresses, are refused and counted. Empty allows all."),
     key("memberlist.tls_enabled", Kind::Bool, "Use TLS between nodes (needs transport tcp; not in this version)."),
     key("memberlist.tls_cert_path", Kind::Text, "Certificate of this node, PEM."),
     key("memberlist.tls_key_path", Kind::Text, "Private key of this node, PEM."),
@@ -196,12 +196,15 @@ pub(crate) static KEYS: &[Key] = &[
     key("rings[].final_sleep", Kind::Duration, "Wait between leaving and stopping, so that others notice."),
     key("rings[].unregister_on_shutdown", Kind::Bool, "Remove this instance from the ring when it stops, instead of leaving it there for its return."),
     key("rings[].excluded_zones", Kind::TextList, "Zones whose instances are never owners."),
+    key("rings[].merge_strategy", Kind::Choice(&["lattice", "dskit"]), "How updates of the ring are merged. lattice: free of their order. dskit: bit for bit as Grafana's nodes. Not with kv.store multi."),
     key("rings[].auto_forget_unhealthy_periods", COUNT, "Forget an instance after this many heartbeat timeouts without a heartbeat. 0 never forgets."),
 
     key("runtime_config.file", Kind::TextList, "Files with what may change while running, merged from left to right. Empty turns reloading off."),
     key("runtime_config.period", Kind::Duration, "How often the files are read."),
 
     key("migration.enabled", Kind::Bool, "Show the guided migration and answer its commands."),
+    key("migration.require_parity", Kind::Bool, "A node flips only while every gate is open; until then it stays on the old primary, says why, and keeps trying."),
+    key("migration.shadow_lookups", Kind::Number, "Share of lookups, 0 to 1, that are answered from both stores and compared. 0 turns it off."),
     key("migration.teardown", Kind::Bool, "The old store is being removed: running nodes keep their primary although the runtime section is gone."),
 
     key("http.listen", Kind::Text, "IP address and port of the agent's pages and API. Empty opens none."),

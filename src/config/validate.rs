@@ -9,8 +9,8 @@ use base64::engine::general_purpose::STANDARD;
 
 use super::error::Problem;
 use super::memberlist::TransportKind;
-use super::rings::TokenStrategy;
-use super::{Config, KvStore, MemberlistConfig, RingConfig};
+use super::rings::{MergeStrategy, TokenStrategy};
+use super::{Config, KvStore, MemberlistConfig, Networks, RingConfig};
 
 /// Longest name and label that fit the wire.
 const MAX_NAME_BYTES: usize = 255;
@@ -64,6 +64,11 @@ pub(super) fn problems(config: &Config) -> Vec<Problem> {
             found.add(format!("runtime_config.file[{index}]"), "only files are read, not URLs; mount it as a file");
         }
     }
+    found.check(
+        (0.0..=1.0).contains(&config.migration.shadow_lookups),
+        "migration.shadow_lookups",
+        "must be between 0 (off) and 1 (every lookup)",
+    );
     let listen = &config.http.listen;
     if !listen.is_empty() && listen.parse::<SocketAddr>().is_err() {
         found.add(
@@ -100,17 +105,24 @@ fn memberlist(m: &MemberlistConfig, found: &mut Problems) {
         if !is_join_member(member) {
             found.add(
                 format!("memberlist.join_members[{index}]"),
-                format!(
-                    "`{member}` is neither host:port nor dns+host:port (SRV look-ups are not available in this version)"
-                ),
+                if is_srv(member) && !cfg!(feature = "dns-srv") {
+                    format!("`{member}` needs SRV look-ups; this program was built without the feature dns-srv")
+                } else {
+                    format!("`{member}` is none of host:port, dns+host:port, dnssrv+name and dnssrvnoa+name")
+                },
             );
         }
     }
-    found.check(
-        m.cidrs_allowed.is_empty(),
-        "memberlist.cidrs_allowed",
-        "is not available in this version; leave it empty, and keep strangers out with cluster_label and a firewall",
-    );
+    match Networks::parse(&m.cidrs_allowed) {
+        Err(error) => found.add(format!("memberlist.cidrs_allowed[{}]", error.index), error.to_string()),
+        Ok(networks) => {
+            found.check(
+                m.advertise_addr.parse().map_or(true, |ip| networks.allows(ip)),
+                "memberlist.cidrs_allowed",
+                "does not contain memberlist.advertise_addr: the others would refuse this node",
+            );
+        }
+    }
     let label = "memberlist.cluster_label";
     found.check(
         m.cluster_label.len() <= MAX_NAME_BYTES,
@@ -265,6 +277,11 @@ fn ring(config: &Config, ring: &RingConfig, at: &dyn Fn(&str) -> String, found: 
         &at("token_generation_strategy"),
         "spread-minimizing is not available in this version; use random",
     );
+    found.check(
+        ring.merge_strategy == MergeStrategy::Lattice || config.kv.store != KvStore::Multi,
+        &at("merge_strategy"),
+        "dskit depends on the order of updates, and a move between two stores must not; use lattice, which names the same owners",
+    );
 }
 
 /// `host:port`, with brackets around an IPv6 address, and a port that can be dialled.
@@ -286,6 +303,12 @@ fn is_join_member(text: &str) -> bool {
         // The port is not in an A record, so it must stand here.
         return is_host_port(rest);
     }
-    let srv = text.starts_with("dnssrv+") || text.starts_with("dnssrvnoa+");
-    !srv && (is_host_port(text) || is_host(text) || text.parse::<IpAddr>().is_ok())
+    if let Some(name) = text.strip_prefix("dnssrv+").or_else(|| text.strip_prefix("dnssrvnoa+")) {
+        return cfg!(feature = "dns-srv") && (is_host_port(name) || is_host(name));
+    }
+    is_host_port(text) || is_host(text) || text.parse::<IpAddr>().is_ok()
+}
+
+fn is_srv(text: &str) -> bool {
+    text.starts_with("dnssrv+") || text.starts_with("dnssrvnoa+")
 }

@@ -107,6 +107,8 @@ impl Api {
                 _ => kv::get(self, &key, request).await,
             },
             Route::Migration => Ok(migration::status(node)),
+            Route::Parity => migration::parity(node).await,
+            Route::Preflight => migration::preflight(node),
             Route::Actors => Ok(actors::list(node)),
             Route::Drill(actor) => actors::drill(node, &actor, request),
             Route::Config => Ok(settings::config(node)),

@@ -35,6 +35,7 @@
 mod actors;
 pub mod admin;
 mod api;
+mod connection;
 mod health;
 mod keys;
 mod kv;

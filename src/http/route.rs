@@ -40,6 +40,8 @@ pub const ROUTES: &[RouteInfo] = &[
     row("GET, PUT, DELETE", "/api/v1/kv/{key*}", "one key of the store"),
     row("GET", "/migration", "as /api/v1/migration"),
     row("GET", "/api/v1/migration", "where the migration stands"),
+    row("GET", "/api/v1/migration/parity", "both stores, compared now"),
+    row("GET", "/api/v1/migration/preflight", "whether a flip is safe, and what stands in the way"),
     row("GET", "/actors", "as /api/v1/actors"),
     row("GET", "/api/v1/actors", "the supervision tree"),
     row("POST", "/api/v1/drills/{actor*}", "make an actor fail, for exercises"),
@@ -67,6 +69,8 @@ pub(super) enum Route {
     Keys,
     Key(String),
     Migration,
+    Parity,
+    Preflight,
     Actors,
     Drill(String),
     Config,
@@ -115,6 +119,11 @@ impl Route {
             });
         };
         Ok(match head {
+            "migration" => match rest {
+                "parity" => Some(Self::Parity),
+                "preflight" => Some(Self::Preflight),
+                _ => None,
+            },
             "label" => (rest == "plan").then_some(Self::LabelPlan),
             "keys" => match rest.split_once('/') {
                 None => one_name(rest)?.map(Self::GossipKey),

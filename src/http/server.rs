@@ -6,24 +6,29 @@ use std::io;
 use std::net::SocketAddr;
 use std::time::Duration;
 
-use axum::Router;
 use axum::body::Body as AxumBody;
-use axum::extract::{ConnectInfo, State};
 use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
 use axum::response::Response as AxumResponse;
-use axum::serve::ListenerExt;
 use bytes::{Bytes, BytesMut};
 use futures_util::StreamExt;
 use tokio::net::TcpListener;
 
 use super::admin::{Admin, AdminError};
 use super::api::Api;
+use super::connection::{self, Patience};
 use super::request::{MAX_BODY, Method, Request};
 use super::response::{Body, Refusal, Response};
 use crate::node::Node;
 
 /// How long requests that are being answered have after the server was told to end.
 const GRACE: Duration = Duration::from_secs(5);
+
+/// How long the body of a request may take to arrive.
+const BODY: Duration = Duration::from_secs(20);
+
+/// How long an answer may take to be found. Operations on stores have limits of their own, which are shorter; a write waits
+/// for the first attempts to join.
+const ANSWER: Duration = Duration::from_secs(120);
 
 /// Why there is no server.
 #[derive(Debug, thiserror::Error)]
@@ -61,9 +66,6 @@ pub enum ServeError {
     /// The admin token cannot be had.
     #[error(transparent)]
     Admin(#[from] AdminError),
-    /// The server ended with an error.
-    #[error("the HTTP server failed: {0}")]
-    Serve(io::Error),
 }
 
 /// A bound port, on which nothing is answered yet.
@@ -111,29 +113,25 @@ impl Server {
     /// Answers until `shutdown` is ready. Then streams end, and requests that are being answered have five seconds.
     ///
     /// # Errors
-    /// [`ServeError`]: the admin token cannot be read, or accepting connections failed for good.
+    /// [`ServeError`]: the admin token cannot be read.
     pub async fn run(self, node: Node, shutdown: impl Future<Output = ()> + Send + 'static) -> Result<(), ServeError> {
         let admin = Admin::from_config(&node.config().http)?;
         let api = Api::with_admin(node, admin);
-        let service =
-            Router::new().fallback(answer).with_state(api.clone()).into_make_service_with_connect_info::<SocketAddr>();
-        // Events are small and rare: each should go out when it happens.
-        let listener = self.listener.tap_io(|stream| drop(stream.set_nodelay(true)));
-        let server = axum::serve(listener, service).with_graceful_shutdown(api.closing.clone().cancelled_owned());
+        let answering = api.clone();
+        let answer = move |peer, request| answer(answering.clone(), peer, request);
         tokio::select! {
-            result = async { server.await } => result.map_err(ServeError::Serve),
-            () = async { shutdown.await; api.close(); tokio::time::sleep(GRACE).await } => Ok(()),
+            () = connection::serve(self.listener, Patience::default(), api.closing.clone(), answer) => {}
+            () = async { shutdown.await; api.close(); tokio::time::sleep(GRACE).await } => {}
         }
+        Ok(())
     }
 }
 
-async fn answer(
-    State(api): State<Api>,
-    ConnectInfo(peer): ConnectInfo<SocketAddr>,
-    request: axum::extract::Request,
-) -> AxumResponse {
+async fn answer(api: Api, peer: SocketAddr, request: axum::extract::Request) -> AxumResponse {
     let response = match translate(&api, peer, request).await {
-        Ok(request) => api.handle(request).await,
+        Ok(request) => tokio::time::timeout(ANSWER, api.handle(request))
+            .await
+            .unwrap_or_else(|_| Refusal::new(504, "no answer was found in time").into()),
         Err(response) => response,
     };
     let body = match response.body {
@@ -163,7 +161,8 @@ async fn translate(api: &Api, peer: SocketAddr, request: axum::extract::Request)
     request.peer = Some(peer.ip());
     api.check(&request)?;
     if request.method.changes_state() {
-        request.body = read(body).await?;
+        let late = |_| Refusal::new(408, "the body did not arrive in time");
+        request.body = tokio::time::timeout(BODY, read(body)).await.map_err(late)??;
     }
     Ok(request)
 }

@@ -2,7 +2,9 @@
 
 use std::sync::{Arc, RwLock};
 
-use super::value::Value;
+use super::admission::{Admitted, Known};
+use super::value::{Joined, TypeMismatch, Value};
+use crate::clock::Now;
 
 /// Translates one type of value.
 ///
@@ -28,6 +30,24 @@ pub trait Codec: Send + Sync + 'static {
     /// it. `None`, the default, when the type has no such value: then such a delete is not passed on.
     fn empty(&self) -> Option<Value> {
         None
+    }
+
+    /// Joins an update into a stored value. The default is [`Value::join`].
+    ///
+    /// A codec of values that others store by rules of their own can follow those rules here: every store asks it when
+    /// it writes. Updates on their way between two stores are joined by [`Value::join`] all the same, because there the
+    /// order is nobody's.
+    ///
+    /// # Errors
+    /// [`TypeMismatch`] when the two are of different types.
+    fn join(&self, stored: &Value, update: &Value, now: Now) -> Result<Joined, TypeMismatch> {
+        stored.join(update, now)
+    }
+
+    /// What of a value from another node may be joined; see [`super::admission`]. The default is all of it.
+    fn admit(&self, incoming: Value, known: Known<'_>, now: Now) -> Admitted {
+        let _ = (known, now);
+        incoming.into()
     }
 
     /// The value for people and scripts.

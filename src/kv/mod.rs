@@ -6,6 +6,7 @@
 //! - [`typed`]: the client that applications use.
 //! - [`gossip`], [`pair`]: the gossip store and its wire form.
 
+pub mod admission;
 pub mod cbor;
 pub mod codec;
 pub mod gossip;
@@ -15,6 +16,7 @@ pub mod store;
 pub mod typed;
 pub mod value;
 
+pub use admission::{Admitted, Known, Refused};
 pub use cbor::CborCodec;
 pub use codec::{Codec, CodecError, Codecs};
 pub use gossip::{GossipConfig, GossipStore};

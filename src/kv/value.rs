@@ -25,6 +25,14 @@ pub trait Mergeable: Clone + fmt::Debug + Send + Sync + 'static {
     /// Forgets tombstones dated before `before_unix_secs` (`None`: all of them). Returns how many were forgotten.
     fn remove_tombstones(&mut self, before_unix_secs: Option<i64>) -> usize;
 
+    /// The tombstones that [`Mergeable::remove_tombstones`] would forget, joined with those forgotten `earlier`: what a
+    /// store remembers about removals after they have left the value, to refuse entries that come back. Must be bounded.
+    /// `None`, the default, when the type needs no such memory.
+    fn forgotten(&self, earlier: Option<&Self>, before_unix_secs: Option<i64>) -> Option<Self> {
+        let _ = (earlier, before_unix_secs);
+        None
+    }
+
     /// Whether nothing is inside, tombstones included.
     fn is_empty(&self) -> bool;
 }
@@ -54,6 +62,7 @@ trait Erased: Any + fmt::Debug + Send + Sync {
     fn delta(&self, base: Option<&dyn Erased>, now: Now) -> Result<Option<Value>, TypeMismatch>;
     fn content(&self) -> Vec<String>;
     fn without_tombstones(&self, before: Option<i64>) -> (Value, usize);
+    fn forgotten(&self, earlier: Option<&dyn Erased>, before: Option<i64>) -> Option<Value>;
     fn is_empty(&self) -> bool;
 }
 
@@ -88,6 +97,11 @@ impl<T: Mergeable> Erased for T {
         let mut copy = self.clone();
         let removed = copy.remove_tombstones(before);
         (Value::new(copy), removed)
+    }
+
+    fn forgotten(&self, earlier: Option<&dyn Erased>, before: Option<i64>) -> Option<Value> {
+        let earlier = earlier.and_then(|earlier| earlier.as_any().downcast_ref::<T>());
+        Mergeable::forgotten(self, earlier, before).map(Value::new)
     }
 
     fn is_empty(&self) -> bool {
@@ -142,6 +156,13 @@ impl Value {
     #[must_use]
     pub fn without_tombstones(&self, before_unix_secs: Option<i64>) -> (Self, usize) {
         self.0.without_tombstones(before_unix_secs)
+    }
+
+    /// The tombstones that [`Value::without_tombstones`] drops, joined with those dropped earlier; see
+    /// [`Mergeable::forgotten`].
+    #[must_use]
+    pub fn forgotten(&self, earlier: Option<&Self>, before_unix_secs: Option<i64>) -> Option<Self> {
+        self.0.forgotten(earlier.map(|earlier| &*earlier.0), before_unix_secs)
     }
 
     /// Whether nothing is inside, tombstones included.

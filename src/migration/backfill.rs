@@ -141,7 +141,7 @@ impl Backfill {
                     };
                 }
             }
-            Job::Flush { .. } | Job::Survey => {}
+            Job::Flush { .. } | Job::Survey | Job::ParityList | Job::ParityRead(..) => {}
         }
     }
 
@@ -163,7 +163,7 @@ impl MultiCore {
     pub(super) fn cancel_backfill(&mut self) {
         self.backfill = None;
         self.backfilled = BackfillStatus::default();
-        self.tasks.retain(|_, job| matches!(job, Job::Flush { .. } | Job::Survey));
+        self.tasks.retain(|_, job| !matches!(job, Job::List(_) | Job::Read(_) | Job::Check(_)));
     }
 
     /// What the other store has of this key became doubtful (an operation ended in a way that does not say what the
@@ -191,6 +191,7 @@ impl MultiCore {
                     let verified = self.config.verify_backfill;
                     self.backfilled = BackfillStatus { running: false, keys: run.found, done: run.done, verified };
                     self.event(MigrationEvent::BackfillFinished { keys: run.found, joined: run.joined });
+                    self.compare_soon(now);
                 }
                 return;
             }

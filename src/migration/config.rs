@@ -1,10 +1,12 @@
 //! What the multi store is told: the static configuration, and the section of the runtime file that drives a migration.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use serde::Serialize;
 
 use crate::kv::StoreKind;
+use crate::ring::RingOptions;
 
 /// One of the two stores. The sides never change; which of them is primary does.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize)]
@@ -57,8 +59,20 @@ pub struct MultiConfig {
     pub retry_min: Duration,
     /// Longest delay between attempts. Default: 30 s.
     pub retry_max: Duration,
-    /// Flip only while mirroring is on and the backfill is verified. Default: no.
+    /// Flip only while every [`Gate`](super::Gate) is open. Default: no.
     pub require_parity: bool,
+    /// Time between two comparisons of the other store with what this node was shown; six times that when the other
+    /// store is a server. Default: 5 s.
+    pub parity_period: Duration,
+    /// How old a change must be before it counts as a difference. Default: 10 s.
+    pub in_flight: Duration,
+    /// How the rings are read, by their keys: for the part of the circle that would change owners. Default: none, and
+    /// then rings are read by [`RingOptions::default`].
+    pub rings: BTreeMap<String, RingOptions>,
+    /// The shortest heartbeat timeout of the rings: the mirror may lag by a quarter of it. Default: one minute.
+    pub heartbeat_timeout: Duration,
+    /// Whether the store that was primary before is being given up. Default: no.
+    pub teardown: bool,
     /// Read the other store back and compare before a key counts as copied. Default: yes.
     pub verify_backfill: bool,
     /// Tombstones of entries older than this are left out of what the core remembers of each key, or it would remember
@@ -80,6 +94,11 @@ impl Default for MultiConfig {
             retry_min: Duration::from_millis(250),
             retry_max: Duration::from_secs(30),
             require_parity: false,
+            parity_period: Duration::from_secs(5),
+            in_flight: Duration::from_secs(10),
+            rings: BTreeMap::new(),
+            heartbeat_timeout: Duration::from_secs(60),
+            teardown: false,
             verify_backfill: true,
             tombstone_ttl: Duration::from_secs(300),
             seed: 0,

@@ -14,6 +14,7 @@ use super::flip::Flip;
 use super::message::{Input, MigrationEvent, Output, Phase, Task, TaskId, TaskResult, Verdict, View};
 use super::ops::Op;
 use super::outbox::{Backoff, Reason, Stamp, joined};
+use super::parity::{Parity, Reading};
 use super::status::BackfillStatus;
 use crate::clock::Now;
 use crate::kv::{StoreError, StoreKind, Value};
@@ -31,6 +32,10 @@ pub(super) enum Job {
     Check(Arc<str>),
     /// Flip: which keys the old primary has.
     Survey,
+    /// Comparison: which keys a store has.
+    ParityList,
+    /// Comparison: what a store has of a key.
+    ParityRead(Arc<str>, Reading),
 }
 
 /// Exponential delays with jitter: between half and all of `min · 2ⁿ`, at most `max`.
@@ -88,6 +93,9 @@ pub struct MultiCore {
     /// How the last full run ended.
     pub(super) backfilled: BackfillStatus,
     pub(super) flip: Option<Flip>,
+    pub(super) parity: Parity,
+    /// How many members are alive, as far as that was told.
+    pub(super) members: Option<usize>,
     pub(super) published: Option<View>,
     pub(super) out: VecDeque<Output>,
     last_pump: Option<Instant>,
@@ -129,6 +137,8 @@ impl MultiCore {
             backfill: None,
             backfilled: BackfillStatus::default(),
             flip: None,
+            parity: Parity::default(),
+            members: None,
             published: None,
             out: VecDeque::new(),
             last_pump: None,
@@ -211,6 +221,8 @@ impl MultiCore {
             Input::OpOnLastDone { id, delta } => self.op_on_last_done(id, delta, now),
             Input::TaskDone { id, result } => self.task_done(now, id, result),
             Input::Delivered { key, side, value } => self.delivered(&key, side, value, now),
+            Input::ParityAsked { id } => self.ask_parity(id),
+            Input::Members(alive) => self.members = Some(alive),
             Input::Shutdown { drain } => self.shutdown(now, drain),
         }
         self.pump(now);
@@ -230,7 +242,8 @@ impl MultiCore {
         let reference = self.last_pump?;
         let outboxes = self.durable.outbox.iter().filter_map(|outbox| outbox.next_deadline(reference));
         let backfill = self.backfill.iter().filter_map(|run| run.next_deadline(reference));
-        outboxes.chain(backfill).chain(self.ops_deadline()).chain(self.drain_until).min()
+        let parity = self.parity_deadline(reference);
+        outboxes.chain(backfill).chain(parity).chain(self.ops_deadline()).chain(self.drain_until).min()
     }
 
     fn runtime(&mut self, now: Now, runtime: RuntimeMulti) {
@@ -309,6 +322,7 @@ impl MultiCore {
         let (side, key) = match job {
             Job::Flush { side, key } => (side, key),
             Job::Survey => return self.survey_done(id, result),
+            job @ (Job::ParityList | Job::ParityRead(..)) => return self.parity_task_done(now, job, result),
             job => return self.backfill_task_done(now, job, result),
         };
         let error = result.err();
@@ -317,7 +331,7 @@ impl MultiCore {
         match &error {
             None => {
                 self.durable.totals.mirrored += 1;
-                self.durable.totals.last_lag = Some(now.mono.saturating_duration_since(flushed.since));
+                self.durable.totals.last_lag = Some((now.mono.saturating_duration_since(flushed.since), now.mono));
                 if flushed.recovered {
                     self.event(MigrationEvent::OutboxDrained { store: self.config.kind(side) });
                 }
@@ -368,6 +382,7 @@ impl MultiCore {
         if self.drain_until.is_none() {
             // Its end may open the gate of a flip, and a flip begins another one.
             self.step_backfill(now);
+            self.step_parity(now);
         }
         self.step_flip(now);
         for side in [Side::A, Side::B] {
@@ -379,7 +394,9 @@ impl MultiCore {
         }
         if self.drain_until.is_none() {
             self.step_backfill(now);
+            self.step_parity(now);
         }
+        self.note_rollback(now);
         self.finish_shutdown(now);
     }
 

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use super::config::{MultiConfig, Side};
 use super::message::OpId;
@@ -30,6 +30,8 @@ pub struct Durable {
     pub(super) seq: u64,
     pub(super) last_task: u64,
     pub(super) totals: Totals,
+    /// When the store that is not primary last had everything.
+    pub(super) safe_at: Option<Instant>,
 }
 
 /// What an operation is about to change where it runs.
@@ -47,7 +49,8 @@ pub(super) struct Totals {
     pub(super) errors: u64,
     pub(super) flips: u64,
     pub(super) last_flip_took: Option<Duration>,
-    pub(super) last_lag: Option<Duration>,
+    /// How long the last mirrored write waited, and when it arrived.
+    pub(super) last_lag: Option<(Duration, Instant)>,
     pub(super) last_error: Option<String>,
 }
 
@@ -65,6 +68,7 @@ impl Durable {
             seq: 0,
             last_task: 0,
             totals: Totals::default(),
+            safe_at: None,
         }
     }
 }

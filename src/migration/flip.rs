@@ -36,6 +36,8 @@ pub(super) struct Flip {
     /// The carry-over under way: its number, and the position up to which it must arrive. `None`: not begun.
     round: Option<(u32, u64)>,
     delay_told: bool,
+    /// The gates that were closed when that was told last.
+    closed: Vec<&'static str>,
 }
 
 #[derive(Debug)]
@@ -49,7 +51,7 @@ struct Survey {
 
 impl Flip {
     pub(super) fn new(to: Side, since: Instant) -> Self {
-        Self { to, since, reason: None, survey: None, round: None, delay_told: false }
+        Self { to, since, reason: None, survey: None, round: None, delay_told: false, closed: Vec::new() }
     }
 }
 
@@ -89,18 +91,24 @@ impl MultiCore {
         self.flip.as_ref().filter(|flip| flip.round.is_some()).map(|flip| flip.to)
     }
 
-    /// Whether this node may leave its primary. The place for further gates (member counts, lag, digests).
-    fn gate(&self) -> Result<(), String> {
-        if !self.config.require_parity {
-            return Ok(());
+    /// Whether this node may leave its primary. If not, the flip says why, and is told of once for each set of reasons:
+    /// the figures in them change all the time.
+    fn may_leave(&mut self, now: Now) -> bool {
+        let closed = if self.config.require_parity { self.closed_gates(now) } else { Vec::new() };
+        let names: Vec<_> = closed.iter().map(|gate| gate.name).collect();
+        let reason = closed.into_iter().map(|gate| gate.reason).collect::<Vec<_>>().join("; ");
+        let Some(flip) = self.flip.as_mut() else { return false };
+        if names.is_empty() {
+            flip.closed.clear();
+            return true;
         }
-        if !self.durable.mirror {
-            return Err("mirroring is off".to_owned());
+        flip.reason = Some(reason.clone());
+        if flip.closed != names {
+            flip.closed = names;
+            self.event(MigrationEvent::FlipRefused { reason });
+            self.publish();
         }
-        if !self.backfill_status().verified {
-            return Err("the backfill is not verified yet".to_owned());
-        }
-        Ok(())
+        false
     }
 
     /// Begins the carry-over, goes on with it, or swaps.
@@ -114,17 +122,10 @@ impl MultiCore {
                 }
                 return;
             }
-            match self.gate() {
-                Ok(()) => return self.start_survey(to, now),
-                Err(reason) if flip.reason.as_ref() == Some(&reason) => return,
-                Err(reason) => {
-                    self.event(MigrationEvent::FlipRefused { reason: reason.clone() });
-                    if let Some(flip) = self.flip.as_mut() {
-                        flip.reason = Some(reason);
-                    }
-                    return self.publish();
-                }
+            if self.may_leave(now) {
+                self.start_survey(to, now);
             }
+            return;
         };
         let outbox = &self.durable.outbox[to.index()];
         if !outbox.sent_up_to(up_to) {
@@ -228,6 +229,8 @@ impl MultiCore {
         self.publish();
         self.event(MigrationEvent::Flipped { from: self.config.kind(from), to: self.config.kind(to), took });
         self.ops_after_flip(now);
+        self.restart_parity();
+        self.durable.safe_at = Some(now.mono);
         if self.durable.mirror {
             self.start_backfill();
         } else {

@@ -6,6 +6,7 @@ use std::time::Duration;
 use serde::Serialize;
 
 use super::config::{RuntimeMulti, Side};
+use super::parity::ParityReport;
 use crate::kv::{StoreError, StoreKind, Value};
 
 /// Names an operation of a user. Chosen by the actor; never used twice for operations that are alive together.
@@ -120,6 +121,13 @@ pub enum Input {
         /// The value.
         value: Option<Value>,
     },
+    /// Somebody wants the stores compared thoroughly. Ends in [`Output::Parity`].
+    ParityAsked {
+        /// Chosen by the actor.
+        id: u64,
+    },
+    /// How many members of the gossip cluster are alive, this node included.
+    Members(usize),
     /// Send what waits in the outbox, for at most this long.
     Shutdown {
         /// The limit.
@@ -199,6 +207,13 @@ pub enum Output {
     },
     /// Publish this; when the generation grew, re-home every watch.
     View(View),
+    /// The stores were compared for those who asked, or could not be read.
+    Parity {
+        /// Who asked.
+        ids: Vec<u64>,
+        /// How the stores compare, or why that cannot be told.
+        result: Result<Arc<ParityReport>, String>,
+    },
     /// For logs and subscribers.
     Event(MigrationEvent),
     /// The shutdown is through; nothing follows.
@@ -251,7 +266,7 @@ pub struct View {
 }
 
 /// What happened in a migration, for logs and subscribers.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq)]
 #[non_exhaustive]
 pub enum MigrationEvent {
     /// Writes go to both stores from now on.
@@ -304,6 +319,18 @@ pub enum MigrationEvent {
     RuntimeRefused {
         /// Why.
         reason: String,
+    },
+    /// The other store has all that this node was shown by the primary.
+    ParityReached {
+        /// The other store.
+        store: StoreKind,
+    },
+    /// The other store lacks something.
+    ParityLost {
+        /// The other store.
+        store: StoreKind,
+        /// The part of the circle, 0 to 1, whose owner a flip would change now.
+        ownership_delta: f64,
     },
     /// A store answers again, and everything that had waited for it is sent.
     OutboxDrained {

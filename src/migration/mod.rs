@@ -15,6 +15,7 @@
 //! # Layout
 //! - `core`: [`MultiCore`]: inputs, outputs, shutdown · `ops`: operations of users · `flip`: changing the primary
 //! - `outbox`: what still has to go to a store, one entry a key · `backfill`: copying what nobody writes
+//! - `parity`: comparing the stores · `gates`: whether a flip is safe, and the way back
 //! - `config`, `message`, `status`: the plain data · `durable`: what outlives the actor
 //! - `read`: [`ReadJoin`], which keeps a watch from going back in time
 //!
@@ -31,9 +32,11 @@ mod config;
 mod core;
 mod durable;
 mod flip;
+mod gates;
 mod message;
 mod ops;
 mod outbox;
+pub mod parity;
 mod read;
 mod status;
 #[cfg(test)]
@@ -42,8 +45,10 @@ mod tests;
 pub use self::config::{MultiConfig, RuntimeMulti, Side};
 pub use self::core::MultiCore;
 pub use self::durable::Durable;
+pub use self::gates::{Gate, Rollback};
 pub use self::message::{
     Input, MigrationEvent, OpEffect, OpId, OpKind, Output, Phase, Task, TaskId, TaskResult, Verdict, View,
 };
+pub use self::parity::ParityReport;
 pub use self::read::{Read, ReadJoin};
-pub use self::status::{BackfillStatus, MigrationStatus, PendingFlip};
+pub use self::status::{BackfillStatus, MigrationStatus, ParitySummary, PendingFlip};

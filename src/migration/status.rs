@@ -1,15 +1,19 @@
 //! What an operator sees.
 
+use std::time::Duration;
+
 use serde::Serialize;
 
 use super::config::Side;
 use super::core::MultiCore;
+use super::gates::{Gate, Rollback};
 use super::message::Phase;
 use crate::clock::Now;
 use crate::kv::StoreKind;
+use crate::ring::Desc;
 
 /// The state of a multi store at one moment. Durations are in milliseconds.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct MigrationStatus {
     /// The phase.
     pub phase: Phase,
@@ -45,6 +49,29 @@ pub struct MigrationStatus {
     pub flips_total: u64,
     /// How long the last one took, from request to swap.
     pub last_flip_took_ms: Option<u64>,
+    /// Whether a flip to the other store is safe on this node, condition by condition.
+    pub gates: Vec<Gate>,
+    /// Whether the way back is open.
+    pub rollback: Rollback,
+    /// The last comparison of the stores.
+    pub parity: Option<ParitySummary>,
+    /// Why the last attempt to compare them failed, if it did.
+    pub parity_error: Option<String>,
+}
+
+/// The last comparison of the stores, in short.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+pub struct ParitySummary {
+    /// How long ago.
+    pub age_ms: u64,
+    /// Whether both hold the same.
+    pub equal: bool,
+    /// Whether the secondary has all that the primary has.
+    pub secondary_has_all: bool,
+    /// The part of the circle, 0 to 1, whose first owner a flip would change.
+    pub ownership_delta: f64,
+    /// The part of the circle whose replicas a flip would change.
+    pub replica_set_delta: f64,
 }
 
 /// How far the backfill is.
@@ -78,7 +105,6 @@ impl MultiCore {
         let view = self.view();
         let durable = &self.durable;
         let oldest = durable.outbox.iter().filter_map(|outbox| outbox.oldest()).map(|at| millis(now, at)).max();
-        let lag = durable.totals.last_lag.map_or(0, |lag| u64::try_from(lag.as_millis()).unwrap_or(u64::MAX));
         MigrationStatus {
             phase: view.phase,
             primary: view.primary_kind,
@@ -87,7 +113,7 @@ impl MultiCore {
             generation: view.generation,
             outbox_len: self.outbox_len(),
             oldest_outbox_age_ms: oldest.unwrap_or(0),
-            mirror_lag_ms: lag.max(oldest.unwrap_or(0)),
+            mirror_lag_ms: u64::try_from(self.mirror_lag(now).as_millis()).unwrap_or(u64::MAX),
             backfill: self.backfill_status(),
             pending_flip: self.flip.as_ref().map(|flip| PendingFlip {
                 to: self.config.kind(flip.to),
@@ -104,7 +130,34 @@ impl MultiCore {
                 .totals
                 .last_flip_took
                 .map(|took| u64::try_from(took.as_millis()).unwrap_or(u64::MAX)),
+            gates: self.gates(now),
+            rollback: self.rollback(now),
+            parity: self.parity.last.as_ref().map(|(at, report)| ParitySummary {
+                age_ms: millis(now, *at),
+                equal: report.equal,
+                secondary_has_all: report.secondary_has_all,
+                ownership_delta: report.ownership_delta,
+                replica_set_delta: report.replica_set_delta,
+            }),
+            parity_error: self.parity.error.clone(),
         }
+    }
+
+    /// How long the last mirrored write waited, or how long the oldest waits now, whichever is more.
+    pub(super) fn mirror_lag(&self, now: Now) -> Duration {
+        let oldest = self.durable.outbox.iter().filter_map(|outbox| outbox.oldest()).min();
+        let waiting = oldest.map_or(Duration::ZERO, |at| now.mono.saturating_duration_since(at));
+        // A lag that is over says something for a while, until the next write would have shown another.
+        let memory = self.config.heartbeat_timeout / 4;
+        let last = self.durable.totals.last_lag;
+        let last = last.filter(|(_, at)| now.mono.saturating_duration_since(*at) <= memory);
+        waiting.max(last.map(|(lag, _)| lag).unwrap_or_default())
+    }
+
+    /// Live instances of the largest ring that this node was shown.
+    pub(super) fn known_instances(&self) -> usize {
+        let rings = self.durable.known.values().filter_map(|value| value.downcast_ref::<Desc>());
+        rings.map(|ring| ring.live().count()).max().unwrap_or(0)
     }
 
     /// Keys that wait for a store.

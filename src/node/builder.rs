@@ -1,5 +1,6 @@
 //! How a node is put together and started.
 
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::mpsc as std_mpsc;
 
@@ -25,6 +26,7 @@ pub struct NodeBuilder {
     memory: Option<Memory>,
     transport: Option<Arc<dyn Transport>>,
     meta: Bytes,
+    dns_server: Option<SocketAddr>,
 }
 
 impl NodeBuilder {
@@ -36,6 +38,7 @@ impl NodeBuilder {
             memory: None,
             transport: None,
             meta: Bytes::new(),
+            dns_server: None,
         }
     }
 
@@ -76,6 +79,14 @@ impl NodeBuilder {
         self
     }
 
+    /// Asks this DNS server for `dnssrv+` and `dnssrvnoa+` names in `memberlist.join_members`, for example a Consul agent
+    /// on its port 8600, instead of those that the system is configured for.
+    #[cfg(feature = "dns-srv")]
+    pub fn dns_server(mut self, server: SocketAddr) -> Self {
+        self.dns_server = Some(server);
+        self
+    }
+
     /// Values of a serde type live below this prefix.
     pub fn values<T>(self, prefix: &str) -> Self
     where
@@ -112,20 +123,46 @@ impl NodeBuilder {
         starting.recv().unwrap_or_else(|_| Err(died_at_start()))
     }
 
-    fn spawn(mut self, report: impl FnOnce(Result<Node, StartError>) + Send + 'static) -> Result<(), StartError> {
-        self.config.node.id = self.id;
-        if self.meta.len() > crate::wire::MAX_META {
-            return Err(StartError::Config(format!("the meta has {} bytes, at most 512 are allowed", self.meta.len())));
-        }
-        self.config.validate().map_err(|error| StartError::Config(error.to_string()))?;
-        let extras = Extras { codecs: self.codecs, memory: self.memory, transport: self.transport, meta: self.meta };
-        let config = self.config;
+    /// Like [`NodeBuilder::start`], but on the calling thread, so that many nodes can share one: for simulations,
+    /// benchmarks and tests. Whatever blocks that thread holds up all of its nodes, which makes them look dead to
+    /// others; a server wants [`NodeBuilder::start`].
+    ///
+    /// # Errors
+    /// [`StartError`]; nothing is left running then.
+    ///
+    /// # Panics
+    /// Outside of a [`tokio::task::LocalSet`].
+    pub fn start_local(self) -> Result<Node, StartError> {
+        let (config, extras) = self.prepared()?;
+        let (node, running) = launch(config, extras)?;
+        tokio::task::spawn_local(running);
+        Ok(node)
+    }
+
+    fn spawn(self, report: impl FnOnce(Result<Node, StartError>) + Send + 'static) -> Result<(), StartError> {
+        let (config, extras) = self.prepared()?;
         let name = format!("annulus-{}", config.node.id);
         std::thread::Builder::new()
             .name(name)
             .spawn(move || run(config, extras, report))
             .map_err(StartError::Thread)?;
         Ok(())
+    }
+
+    fn prepared(mut self) -> Result<(Config, Extras), StartError> {
+        self.config.node.id = self.id;
+        if self.meta.len() > crate::wire::MAX_META {
+            return Err(StartError::Config(format!("the meta has {} bytes, at most 512 are allowed", self.meta.len())));
+        }
+        self.config.validate().map_err(|error| StartError::Config(error.to_string()))?;
+        let extras = Extras {
+            codecs: self.codecs,
+            memory: self.memory,
+            transport: self.transport,
+            meta: self.meta,
+            dns_server: self.dns_server,
+        };
+        Ok((self.config, extras))
     }
 }
 
@@ -141,14 +178,20 @@ fn run(config: Config, extras: Extras, report: impl FnOnce(Result<Node, StartErr
     };
     let local = tokio::task::LocalSet::new();
     local.block_on(&runtime, async move {
-        let (commands, received) = mpsc::unbounded_channel();
-        match System::start(config, extras) {
-            Ok(system) => {
-                let store = OnNode::wrap(system.store.clone(), system.handle.clone());
-                report(Ok(Node { system: system.clone(), commands, store }));
-                system.run(received).await;
+        match launch(config, extras) {
+            Ok((node, running)) => {
+                report(Ok(node));
+                running.await;
             }
             Err(error) => report(Err(error)),
         }
     });
+}
+
+/// Starts the actors on this thread. The node ends with the future, and the future when the node ends.
+fn launch(config: Config, extras: Extras) -> Result<(Node, impl Future<Output = ()>), StartError> {
+    let (commands, received) = mpsc::unbounded_channel();
+    let system = System::start(config, extras)?;
+    let store = OnNode::wrap(system.store.clone(), system.handle.clone());
+    Ok((Node { system: system.clone(), commands, store }, system.run(received)))
 }

@@ -8,6 +8,7 @@ use arc_swap::ArcSwap;
 use super::status::RingStatus;
 use crate::actors::heartbeat::{HeartbeatParts, OwnInstance};
 use crate::actors::ring_keeper::RingParts;
+use crate::actors::shadow::ShadowRing;
 use crate::actors::system::RingEntry;
 use crate::clock::Now;
 use crate::kv::{CasAction, CasOutcome, SharedStore, StoreError, Value};
@@ -18,6 +19,8 @@ use crate::ring::{Desc, Operation, ReplicationSet, RingError, RingOptions, Snaps
 pub struct RingHandle {
     name: Arc<str>,
     snapshot: Arc<ArcSwap<Snapshot>>,
+    /// The same ring as the other store of a migration has it, when lookups are compared.
+    shadow: Option<Arc<ShadowRing>>,
     /// Absent for a ring that is not configured.
     inside: Option<Inside>,
 }
@@ -34,6 +37,7 @@ impl RingHandle {
         Self {
             name: entry.config.name.as_str().into(),
             snapshot: entry.parts.snapshot.clone(),
+            shadow: entry.shadow.clone(),
             inside: Some(Inside { parts: entry.parts.clone(), heartbeat: entry.heartbeat.clone(), store }),
         }
     }
@@ -41,7 +45,7 @@ impl RingHandle {
     pub(super) fn unknown(name: &str) -> Self {
         tracing::error!(ring = name, "no ring of this name is configured");
         let empty = Snapshot::build(&Desc::default(), &RingOptions::default(), Duration::ZERO);
-        Self { name: name.into(), snapshot: Arc::new(ArcSwap::from_pointee(empty)), inside: None }
+        Self { name: name.into(), snapshot: Arc::new(ArcSwap::from_pointee(empty)), shadow: None, inside: None }
     }
 
     /// The ring's name.
@@ -56,7 +60,11 @@ impl RingHandle {
     /// # Errors
     /// [`RingError`]: the ring is empty, or too few of the key's owners are healthy.
     pub fn get(&self, key: u32, operation: Operation) -> Result<ReplicationSet, RingError> {
-        self.snapshot.load_full().get(key, operation)
+        let answer = self.snapshot.load_full().get(key, operation);
+        if let Some(shadow) = &self.shadow {
+            shadow.saw(key, operation, &answer);
+        }
+        answer
     }
 
     /// All instances that must be asked to reach every key.

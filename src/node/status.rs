@@ -16,6 +16,7 @@ use crate::actors::guard::{ActorState, ChildStatus, Death};
 use crate::actors::heartbeat::OwnInstance;
 use crate::actors::system::System;
 use crate::clock::Now;
+use crate::migration::{MigrationStatus, Rollback};
 use crate::ring::{InstanceState, Operation, Snapshot};
 use crate::transport::{CounterValues, TcpCounterValues};
 use crate::wire::message::MemberState;
@@ -153,6 +154,11 @@ struct ByReason {
 }
 
 #[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
+struct ByGate {
+    gate: &'static str,
+}
+
+#[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
 struct ByLabel {
     label: String,
 }
@@ -238,8 +244,18 @@ fn membership(page: &mut Page, system: &System) {
     let refused = Family::<ByReason, Counter>::default();
     let help = "Packets and messages refused; label_mismatch tells of another cluster";
     page.registry.register("annulus_packets_refused", help, refused.clone());
+    refused
+        .get_or_create(&ByReason { reason: "over_rate" })
+        .inc_by(transport.transport.counters().snapshot().packets_over_rate);
     for (reason, count) in &members.refused {
         refused.get_or_create(&ByReason { reason }).inc_by(*count);
+    }
+    let entries = Family::<ByReason, Counter>::default();
+    let help = "Entries of other nodes refused for their dates, or with reason own_clock just accepted";
+    page.registry.register("annulus_entries_refused", help, entries.clone());
+    let counts = system.contents.as_ref().map(|contents| contents.stats().entries_refused).unwrap_or_default();
+    for (reason, count) in counts.by_reason() {
+        entries.get_or_create(&ByReason { reason }).inc_by(count);
     }
     let foreign = Family::<ByLabel, Counter>::default();
     let help = "Packets and streams refused for their label, by that label";
@@ -253,6 +269,12 @@ fn membership(page: &mut Page, system: &System) {
     if counts.others() > 0 {
         foreign.get_or_create(&ByLabel { label: "(others)".to_owned() }).inc_by(counts.others());
     }
+    page.counter(
+        "annulus_incarnation_jumps",
+        "Incarnations that grew as no member's does: somebody may be forging them",
+        members.incarnation_jumps,
+    );
+    page.counter("annulus_members_evicted", "Dead members forgotten early, the table being full", members.evicted);
     let moved = transport.transport.counters().snapshot();
     if let Some(tcp) = transport.transport.tcp_counters() {
         tcp_transport(page, &moved, &tcp);
@@ -269,7 +291,18 @@ fn membership(page: &mut Page, system: &System) {
     );
     page.counter("annulus_streams_accepted", "Streams accepted", moved.streams_in);
     page.counter("annulus_streams_opened", "Streams opened", moved.streams_out);
-    page.counter("annulus_streams_refused", "Streams refused over the limits", moved.streams_refused);
+    let streams = Family::<ByReason, Counter>::default();
+    page.registry.register("annulus_streams_refused", "Streams of others that were not answered", streams.clone());
+    let over_limits = [
+        ("too_many", moved.streams_over_total),
+        ("too_many_from_address", moved.streams_over_source),
+        ("too_often", moved.streams_over_rate),
+    ];
+    for (reason, count) in over_limits.into_iter().chain(transport.streams.refused()) {
+        streams.get_or_create(&ByReason { reason }).inc_by(count);
+    }
+    page.gauge("annulus_streams_active", "Streams of others that are being answered", transport.streams.active());
+    page.gauge("annulus_stream_budget_free_bytes", "Bytes that streams may still hold", transport.budget.free());
 }
 
 /// As dskit names them, so that its dashboards and alerts work.
@@ -340,7 +373,43 @@ fn migration(page: &mut Page, system: &System) {
     page.gauge("annulus_mirror_outbox_keys", "Keys that wait for the other store", status.outbox_len);
     #[allow(clippy::cast_precision_loss, reason = "a lag in milliseconds is far below 2^52")]
     page.seconds("annulus_mirror_lag_seconds", "How far the other store is behind", status.mirror_lag_ms as f64 / 1e3);
+    parity(page, &status);
+    shadow(page, system);
     page.counter("annulus_flips", "Flips carried out by this node", status.flips_total);
+}
+
+fn parity(page: &mut Page, status: &MigrationStatus) {
+    if let Some(parity) = &status.parity {
+        page.gauge("annulus_parity_equal", "Whether both stores hold the same", i64::from(parity.equal));
+        let help = "Whether the other store has all that the primary has";
+        page.gauge("annulus_parity_secondary_has_all", help, i64::from(parity.secondary_has_all));
+        #[allow(clippy::cast_precision_loss, reason = "an age in milliseconds is far below 2^52")]
+        let age = parity.age_ms as f64 / 1e3;
+        page.seconds("annulus_parity_age_seconds", "How old the last comparison of the stores is", age);
+        let help = "Part of the ring whose first owner a flip would change, 0 to 1";
+        page.seconds("annulus_parity_ownership_delta_ratio", help, parity.ownership_delta);
+        let help = "Part of the ring whose replicas a flip would change, 0 to 1";
+        page.seconds("annulus_parity_replica_set_delta_ratio", help, parity.replica_set_delta);
+    }
+    let gates = page.family::<ByGate>("annulus_gate_open", "Whether a condition for a flip is fulfilled");
+    for gate in &status.gates {
+        gates.get_or_create(&ByGate { gate: gate.name }).set(i64::from(gate.open));
+    }
+    let safe = i64::from(status.rollback == Rollback::Safe);
+    page.gauge("annulus_rollback_safe", "Whether the old store has everything", safe);
+}
+
+fn shadow(page: &mut Page, system: &System) {
+    let compared = Family::<RingName, Counter>::default();
+    page.registry.register("annulus_shadow_lookups", "Lookups answered from both stores", compared.clone());
+    let mismatched = Family::<RingName, Counter>::default();
+    page.registry.register("annulus_shadow_mismatches", "Of those, the ones with other owners", mismatched.clone());
+    for entry in &system.rings {
+        let Some(shadow) = entry.shadow.as_ref().map(|shadow| shadow.status(&entry.config.name)) else { continue };
+        let labels = RingName { name: shadow.ring };
+        compared.get_or_create(&labels).inc_by(shadow.compared);
+        mismatched.get_or_create(&labels).inc_by(shadow.mismatched);
+    }
 }
 
 fn runtime_config(page: &mut Page, system: &System) {

@@ -42,14 +42,15 @@ pub fn merge_dskit(this: &mut Desc, other: Desc, local_cas: bool, now: i64) -> O
             }
         }
     }
-    if updated.is_empty() {
+    let unknown = this.unknown.join(&other.unknown);
+    if updated.is_empty() && unknown.is_none() {
         return None;
     }
     if tokens_changed {
         resolve_conflicts(this);
     }
     let changed = |(id, instance): (&Arc<str>, _)| updated.contains(id).then(|| (id.clone(), Clone::clone(instance)));
-    Some(Desc { instances: this.instances.iter().filter_map(changed).collect() })
+    Some(Desc { instances: this.instances.iter().filter_map(changed).collect(), unknown: unknown.unwrap_or_default() })
 }
 
 /// Takes every token that is claimed twice away from the losers: non-LEAVING beats LEAVING, then the smaller id.
@@ -75,3 +76,6 @@ fn resolve_conflicts(desc: &mut Desc) {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -11,6 +11,8 @@ use std::sync::Arc;
 use serde::{Serialize, Serializer};
 use sha2::{Digest, Sha256};
 
+use super::codec::UnknownFields;
+
 /// A ring: its instances by id.
 ///
 /// Two things hold for every instance inside, and whoever writes the map by hand keeps them (see
@@ -19,6 +21,8 @@ use sha2::{Digest, Sha256};
 pub struct Desc {
     /// The instances by id, tombstones (LEFT) included.
     pub instances: BTreeMap<Arc<str>, Instance>,
+    /// Fields of the ring itself that this version does not know.
+    pub unknown: UnknownFields,
 }
 
 impl Desc {
@@ -27,12 +31,21 @@ impl Desc {
         self.instances.iter().filter(|(_, instance)| !instance.state.is_left())
     }
 
-    /// A fingerprint of everything but heartbeats and tombstones. Equal rings have equal digests on every node, in
-    /// every store and version of Annulus with the same rules; it does not depend on an order.
+    /// A fingerprint of everything but heartbeats and tombstones: the sum of [`Instance::digest`] over the instances
+    /// that are in the ring. Equal rings have equal digests on every node, in every store and version of Annulus with
+    /// the same rules.
+    ///
+    /// A sum has no order, and it is kept up by wrapping subtraction and addition when one instance changes.
     #[must_use]
     pub fn digest(&self) -> u128 {
-        self.live().fold(0, |sum, (id, instance)| sum.wrapping_add(instance.structural_hash(id)))
+        self.live().fold(0, |sum, (id, instance)| sum.wrapping_add(instance.digest(id)))
     }
+}
+
+/// The fingerprint of a ring value; see [`Desc::digest`].
+#[must_use]
+pub fn digest(desc: &Desc) -> u128 {
+    desc.digest()
 }
 
 /// One instance of a ring. Its id is the key under which [`Desc`] keeps it.
@@ -57,6 +70,9 @@ pub struct Instance {
     pub read_only: bool,
     /// Versions of application features, by feature id.
     pub versions: BTreeMap<u64, u64>,
+    /// Fields that this version does not know. They belong to the entry like the others and travel with it.
+    #[serde(skip)]
+    pub unknown: UnknownFields,
 }
 
 impl Instance {
@@ -93,6 +109,7 @@ impl Instance {
             .then_with(|| self.zone.cmp(&other.zone))
             .then_with(|| self.tokens.cmp(&other.tokens))
             .then_with(|| self.versions.cmp(&other.versions))
+            .then_with(|| self.unknown.cmp(&other.unknown))
     }
 
     /// The tombstone that removes this entry at `now` (Unix seconds): newer than the entry whatever the clocks say.
@@ -116,23 +133,34 @@ impl Instance {
             && self.read_only == other.read_only
             && self.read_only_updated_timestamp == other.read_only_updated_timestamp
             && self.versions == other.versions
+            && self.unknown == other.unknown
             && (Arc::ptr_eq(&self.tokens, &other.tokens) || self.tokens == other.tokens)
     }
 
-    /// The hash that [`Desc::digest`] adds up: everything but the heartbeat, each field after its length.
-    fn structural_hash(&self, id: &str) -> u128 {
-        let mut hash = Sha256::new();
+    /// What [`Desc::digest`] adds up: a hash of the instance under its id, without the heartbeat. Equal exactly when
+    /// the two have the same id, address, zone, state, tokens, registration time, reads-only flag with its time, and
+    /// feature versions. Fields that this version does not know are left out: one may change with every heartbeat.
+    #[must_use]
+    pub fn digest(&self, id: &str) -> u128 {
+        let mut bytes = Vec::with_capacity(128 + 4 * self.tokens.len());
+        // Each list after its length, so that no two instances have the same bytes.
         for text in [id, &self.addr, &self.zone] {
-            hash.update((text.len() as u64).to_le_bytes());
-            hash.update(text);
+            bytes.extend((text.len() as u64).to_le_bytes());
+            bytes.extend(text.as_bytes());
         }
-        hash.update(self.state.number().to_le_bytes());
-        hash.update(self.registered_timestamp.to_le_bytes());
-        hash.update([u8::from(self.read_only)]);
+        bytes.extend(self.state.number().to_le_bytes());
+        bytes.extend(self.registered_timestamp.to_le_bytes());
+        bytes.push(u8::from(self.read_only));
+        bytes.extend(self.read_only_updated_timestamp.to_le_bytes());
+        bytes.extend((self.versions.len() as u64).to_le_bytes());
+        for (feature, version) in &self.versions {
+            bytes.extend(feature.to_le_bytes());
+            bytes.extend(version.to_le_bytes());
+        }
         for token in self.tokens.iter() {
-            hash.update(token.to_le_bytes());
+            bytes.extend(token.to_le_bytes());
         }
-        hash.finalize().iter().take(16).fold(0, |sum, byte| sum << 8 | u128::from(*byte))
+        Sha256::digest(&bytes).iter().take(16).fold(0, |sum, byte| sum << 8 | u128::from(*byte))
     }
 }
 

@@ -7,14 +7,21 @@
 
 use std::cmp::Ordering;
 use std::collections::btree_map::Entry;
+use std::sync::Arc;
 
 use super::desc::{Desc, Instance};
 use crate::clock::Now;
 use crate::kv::Mergeable;
 
+/// How many removed instances are remembered after their tombstones, the latest ones.
+const MAX_FORGOTTEN: usize = 10_000;
+
 impl Mergeable for Desc {
     fn join(&mut self, other: &Self, _now: Now) -> Option<Self> {
         let mut change = Self::default();
+        if let Some(unknown) = self.unknown.join(&other.unknown) {
+            change.unknown = unknown;
+        }
         for (id, theirs) in &other.instances {
             let mut theirs = theirs.clone();
             theirs.normalize();
@@ -31,11 +38,15 @@ impl Mergeable for Desc {
             }
             change.instances.insert(id.clone(), theirs);
         }
-        (!change.instances.is_empty()).then_some(change)
+        (!Mergeable::is_empty(&change)).then_some(change)
     }
 
     fn delta(&self, base: Option<&Self>, now: Now) -> Option<Self> {
         let mut delta = Self::default();
+        let mut known_unknown = base.map(|base| base.unknown.clone()).unwrap_or_default();
+        if let Some(unknown) = known_unknown.join(&self.unknown) {
+            delta.unknown = unknown;
+        }
         let known = |id: &str| -> Option<&Instance> { base?.instances.get(id) };
         for (id, instance) in &self.instances {
             let mut instance = instance.clone();
@@ -50,11 +61,13 @@ impl Mergeable for Desc {
                 delta.instances.insert(id.clone(), old.tombstone(now.unix_secs()));
             }
         }
-        (!delta.instances.is_empty()).then_some(delta)
+        (!Mergeable::is_empty(&delta)).then_some(delta)
     }
 
     fn content(&self) -> Vec<String> {
-        self.instances.keys().map(ToString::to_string).collect()
+        // The ring's own fields go by the empty name, which no instance has.
+        let own = (!self.unknown.is_empty()).then(String::new);
+        own.into_iter().chain(self.instances.keys().map(ToString::to_string)).collect()
     }
 
     fn remove_tombstones(&mut self, before_unix_secs: Option<i64>) -> usize {
@@ -65,10 +78,32 @@ impl Mergeable for Desc {
         had - self.instances.len()
     }
 
+    fn forgotten(&self, earlier: Option<&Self>, before_unix_secs: Option<i64>) -> Option<Self> {
+        let expired = |entry: &Instance| before_unix_secs.is_none_or(|before| entry.timestamp < before);
+        let mut graves = earlier.cloned().unwrap_or_default();
+        for (id, entry) in self.instances.iter().filter(|(_, entry)| entry.state.is_left() && expired(entry)) {
+            let grave = Instance { state: entry.state, timestamp: entry.timestamp, ..Instance::default() };
+            let known = graves.instances.entry(id.clone()).or_insert_with(|| grave.clone());
+            known.timestamp = known.timestamp.max(grave.timestamp);
+        }
+        let excess = graves.instances.len().saturating_sub(MAX_FORGOTTEN);
+        if excess > 0 {
+            let mut dates: Vec<(i64, Arc<str>)> =
+                graves.instances.iter().map(|(id, grave)| (grave.timestamp, id.clone())).collect();
+            dates.sort_unstable();
+            for (_, id) in dates.into_iter().take(excess) {
+                graves.instances.remove(&id);
+            }
+        }
+        (!graves.instances.is_empty()).then_some(graves)
+    }
+
     fn is_empty(&self) -> bool {
-        self.instances.is_empty()
+        self.instances.is_empty() && self.unknown.is_empty()
     }
 }
 
+#[cfg(test)]
+mod laws;
 #[cfg(test)]
 mod tests;

@@ -4,6 +4,7 @@
 //! heartbeat runs out ([`Snapshot::next_health_change`]); most of it, the tokens and their replicas, is shared between the two
 //! unless something other than heartbeats changed.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -62,6 +63,8 @@ pub struct RingInstance {
     pub read_only: bool,
     /// When that was last switched, in Unix seconds; 0 when never or not known.
     pub read_only_updated_timestamp: i64,
+    /// Versions of application features, by feature id.
+    pub versions: BTreeMap<u64, u64>,
     /// The tokens that it claims, contested ones included.
     #[serde(serialize_with = "super::desc::serialize_tokens")]
     pub tokens: Arc<[u32]>,
@@ -85,6 +88,7 @@ impl RingInstance {
             registered_timestamp: instance.registered_timestamp,
             read_only: instance.read_only,
             read_only_updated_timestamp: instance.read_only_updated_timestamp,
+            versions: instance.versions.clone(),
             tokens: instance.tokens.clone(),
         }
     }
@@ -98,6 +102,7 @@ impl RingInstance {
             && self.registered_timestamp == instance.registered_timestamp
             && self.read_only == instance.read_only
             && self.read_only_updated_timestamp == instance.read_only_updated_timestamp
+            && self.versions == instance.versions
             && (Arc::ptr_eq(&self.tokens, &instance.tokens) || self.tokens == instance.tokens)
     }
 }
@@ -125,8 +130,8 @@ impl Snapshot {
     #[must_use]
     pub fn build(desc: &Desc, options: &RingOptions, health_at: Duration) -> Self {
         let options = Arc::new(options.clone());
-        let kept: Desc =
-            Desc { instances: kept(desc, &options).map(|(id, entry)| (id.clone(), entry.clone())).collect() };
+        let kept = kept(desc, &options).map(|(id, entry)| (id.clone(), entry.clone()));
+        let kept = Desc { instances: kept.collect(), ..Desc::default() };
         let instances: Vec<RingInstance> =
             kept.instances.iter().map(|(id, instance)| RingInstance::new(id, instance)).collect();
         let sites: Vec<Site<'_>> = instances

@@ -1,6 +1,7 @@
 //! Tokens: hashing keys onto the circle, drawing tokens for an instance, and settling who owns a contested one.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 
 use rand::{Rng, RngExt};
 
@@ -52,6 +53,15 @@ pub(super) fn owners<'a>(instances: impl Iterator<Item = (&'a [u32], InstanceSta
     claims.sort();
     claims.dedup_by_key(|claim| claim.0);
     claims.into_iter().map(|(token, _, index)| (token, index)).collect()
+}
+
+/// The owner of every token of a ring, by the rule of [`crate::ring`]: a projection of the entries, whatever their
+/// order and history. The same entries have the same owners on every node, a Grafana node included.
+#[must_use]
+pub fn owner_map(desc: &Desc) -> BTreeMap<u32, Arc<str>> {
+    let ids: Vec<&Arc<str>> = desc.live().map(|(id, _)| id).collect();
+    let owners = owners(desc.live().map(|(_, instance)| (&*instance.tokens, instance.state)));
+    owners.into_iter().filter_map(|(token, index)| Some((token, Arc::clone(ids.get(index as usize)?)))).collect()
 }
 
 /// Which of the tokens that `id` claims belong to somebody else.

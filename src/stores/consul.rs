@@ -186,7 +186,7 @@ impl ConsulStore {
             let index = found.as_ref().map_or(0, |pair| pair.modify_index);
             let base = found.as_ref().map(|pair| decode(&*codec, key, &pair.value)).transpose()?;
             let now = Now::read();
-            let Some(Write { value, delta }) = edit.decide(key, base.as_ref(), now)? else {
+            let Some(Write { value, delta }) = edit.decide(key, base.as_ref(), &*codec, now)? else {
                 return Ok(CasOutcome::Unchanged);
             };
             let value = config.stored_form(&value, now);
@@ -215,7 +215,13 @@ impl ConsulStore {
 
 impl Edit {
     /// What to write over `base`, or `None` when nothing is to be changed.
-    fn decide(&mut self, key: &str, base: Option<&Value>, now: Now) -> Result<Option<Write>, StoreError> {
+    fn decide(
+        &mut self,
+        key: &str,
+        base: Option<&Value>,
+        codec: &dyn Codec,
+        now: Now,
+    ) -> Result<Option<Write>, StoreError> {
         let of_key = |source| StoreError::Type { key: key.to_owned(), source };
         let delta = match self {
             Self::Join(delta) => delta.clone(),
@@ -231,7 +237,7 @@ impl Edit {
         let Some(base) = base else {
             return Ok((!delta.is_empty()).then(|| Write { value: delta.clone(), delta }));
         };
-        let joined = base.join(&delta, now).map_err(of_key)?;
+        let joined = codec.join(base, &delta, now).map_err(of_key)?;
         Ok(joined.change.map(|change| Write {
             value: joined.value,
             delta: if matches!(self, Self::Cas(_)) { delta } else { change },

@@ -195,19 +195,21 @@ impl Client {
     }
 
     fn cas_now(&self, key: &str, mut f: CasFn) -> Result<CasOutcome, StoreError> {
+        let codec = self.codec(key)?;
         self.update(key, &mut |current, now| match f(current) {
             CasAction::Keep => Ok(None),
             CasAction::Abort(reason) => Err(StoreError::Aborted(reason)),
             CasAction::Write(new) => {
                 let delta = new.delta(current, now).map_err(|source| mismatch(key, source))?;
-                delta.map_or(Ok(None), |delta| joined(key, current, delta, now))
+                delta.map_or(Ok(None), |delta| joined(&*codec, key, current, delta, now))
             }
         })
     }
 
     fn join_now(&self, key: &str, delta: &Value) -> Result<CasOutcome, StoreError> {
+        let codec = self.codec(key)?;
         self.update(key, &mut |current, now| match current {
-            Some(_) => joined(key, current, delta.clone(), now),
+            Some(_) => joined(&*codec, key, current, delta.clone(), now),
             None => {
                 let first = delta.delta(None, now).map_err(|source| mismatch(key, source))?;
                 Ok(first.map(|first| (first.clone(), first)))
@@ -227,9 +229,15 @@ impl Client {
 }
 
 /// `delta` joined into what is stored: the new value, and what changed.
-fn joined(key: &str, current: Option<&Value>, delta: Value, now: Now) -> Result<Option<(Value, Value)>, StoreError> {
+fn joined(
+    codec: &dyn Codec,
+    key: &str,
+    current: Option<&Value>,
+    delta: Value,
+    now: Now,
+) -> Result<Option<(Value, Value)>, StoreError> {
     let Some(current) = current else { return Ok(Some((delta.clone(), delta))) };
-    let joined = current.join(&delta, now).map_err(|source| mismatch(key, source))?;
+    let joined = codec.join(current, &delta, now).map_err(|source| mismatch(key, source))?;
     Ok(joined.change.map(|change| (joined.value, change)))
 }
 

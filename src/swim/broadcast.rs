@@ -13,6 +13,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use bytes::Bytes;
+use smallvec::SmallVec;
 
 use super::UserBroadcast;
 use crate::wire::message::{Message, NodeName};
@@ -103,7 +104,8 @@ type Rank = (u32, Reverse<usize>, Reverse<u64>);
 #[derive(Debug)]
 pub(super) struct TransmitQueue<T: Queued> {
     items: BTreeMap<Rank, T>,
-    groups: BTreeMap<T::Group, Vec<Rank>>,
+    /// Hardly ever more than one of a group: of members there is one at most.
+    groups: BTreeMap<T::Group, SmallVec<[Rank; 1]>>,
     next_id: u64,
     /// Sum of the lengths of all messages, in bytes.
     waiting: usize,
@@ -123,7 +125,7 @@ impl<T: Queued> TransmitQueue<T> {
     }
 
     fn push(&mut self, item: T) {
-        let replaced: Vec<Rank> = self
+        let replaced: SmallVec<[Rank; 1]> = self
             .groups
             .get(item.group())
             .into_iter()

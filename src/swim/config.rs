@@ -2,7 +2,10 @@
 
 use std::time::Duration;
 
+use super::MAX_MEMBERS;
+use crate::config::Networks;
 use crate::wire::PacketOptions;
+use crate::wire::message::{VSN, Vsn};
 
 /// Settings of the membership core.
 ///
@@ -58,6 +61,15 @@ pub struct SwimConfig {
     /// After this time a dead member's name may return with another address (10 s; memberlist's own default is zero).
     /// Zero: not before it is forgotten. The name of a member that left is free at once.
     pub dead_reclaim_time: Duration,
+    /// Networks that members may come from (empty: everybody).
+    pub allowed_networks: Networks,
+    /// The most members in the table, the dead and those who left included ([`MAX_MEMBERS`]). When it is full, new
+    /// members take the place of dead ones, and are refused while there are none.
+    pub max_members: usize,
+    /// Versions of what the application says over gossip: lowest and highest understood, and the one spoken (0, 0, 0,
+    /// as in memberlist). Members that exclude ours are refused, as we are by them. Agents of Serf, and with them Consul
+    /// and Nomad, need 2, 5, 5.
+    pub delegate_versions: [u8; 3],
 }
 
 impl Default for SwimConfig {
@@ -89,6 +101,9 @@ impl SwimConfig {
             disable_tcp_pings: false,
             rejoin_interval: Duration::from_secs(30),
             dead_reclaim_time: Duration::from_secs(10),
+            allowed_networks: Networks::default(),
+            max_members: MAX_MEMBERS,
+            delegate_versions: [0; 3],
         }
     }
 
@@ -143,5 +158,11 @@ impl SwimConfig {
             rejoin_interval: Duration::from_secs(60),
             ..Self::lan()
         }
+    }
+
+    /// The version bytes that this node announces.
+    pub(super) fn vsn(&self) -> Vsn {
+        let [min, max, current] = self.delegate_versions;
+        [VSN[0], VSN[1], VSN[2], min, max, current]
     }
 }

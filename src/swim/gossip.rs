@@ -1,9 +1,10 @@
 //! Telling: each round, a few random members get whatever is queued.
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 
+use super::timers::Timer;
 use super::{Output, Swim, UserBroadcast};
 use crate::wire::message::{MemberState, Message, NodeName, StreamMessage};
 use crate::wire::{COMPOUND_HEADER, COMPOUND_PART, encode_message, encode_request};
@@ -11,7 +12,35 @@ use crate::wire::{COMPOUND_HEADER, COMPOUND_PART, encode_message, encode_request
 /// How many broadcasts that fit no packet are streamed to one member in one round: each costs a connection.
 const STREAMED_PER_TARGET: usize = 2;
 
+/// Where the periodic gossip stands. An idle node does not wake for it.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) enum GossipTick {
+    /// Never: its interval is zero.
+    #[default]
+    Never,
+    /// The next round has its timer.
+    Scheduled,
+    /// Nothing waits to be told.
+    Asleep {
+        /// When the last round was due; the next one is a multiple of the interval later.
+        last: Instant,
+    },
+}
+
 impl Swim {
+    /// Schedules the next round if there is something to tell.
+    pub(super) fn wake_gossip(&mut self, now: Instant) {
+        let GossipTick::Asleep { last } = self.gossip_tick else { return };
+        if self.broadcasts.len() == 0 {
+            return;
+        }
+        let interval = self.config.gossip_interval.as_nanos().max(1);
+        let missed = now.saturating_duration_since(last).as_nanos() % interval;
+        let wait = Duration::from_nanos(u64::try_from(interval - missed).unwrap_or(u64::MAX));
+        self.timers.schedule(now + wait, Timer::Gossip);
+        self.gossip_tick = GossipTick::Scheduled;
+    }
+
     /// One round. Those who died not long ago get it too: they may live, and refute.
     pub(super) fn gossip(&mut self, now: Instant) {
         if self.broadcasts.len() == 0 {

@@ -76,7 +76,7 @@ impl Swim {
     fn join_next(&mut self, now: Instant, id: u64) {
         loop {
             let Some(join) = self.joins.by_id.get_mut(&id) else { return };
-            if join.joined >= JOIN_WIDTH {
+            if join.joined >= JOIN_WIDTH || self.leave != Leave::No {
                 join.waiting.clear();
             }
             if join.in_flight >= JOIN_WIDTH {
@@ -97,7 +97,10 @@ impl Swim {
         let Some(join) = self.joins.by_id.get_mut(&id) else { return };
         join.in_flight -= 1;
         match result {
-            Ok(Merged::Yes) => join.joined += 1,
+            Ok(Merged::Yes) => {
+                join.joined += 1;
+                self.begin_catch_up(now, to);
+            }
             // Neither a success nor a fault: seed lists are the same on all nodes.
             Ok(Merged::OurOwn) => {}
             Err(error) => join.errors.push(format!("{to}: {error}")),

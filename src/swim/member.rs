@@ -9,10 +9,10 @@ use rand::RngExt;
 use rand::rngs::SmallRng;
 use rand::seq::SliceRandom;
 
-use crate::wire::message::{Alive, MemberState, NodeName, PushNode, VSN, Vsn, WireIp};
+use crate::wire::message::{Alive, MemberState, NodeName, PushNode, Vsn, WireIp};
 
-/// The most members that a table takes: as many as one push/pull. Beyond it new names are refused and counted, so that forged announcements
-/// cannot use up the memory.
+/// The most members that a table takes: as many as one push/pull. Beyond it new names take the places of the dead, or are
+/// refused and counted, so that forged announcements cannot use up the memory.
 pub const MAX_MEMBERS: usize = crate::wire::stream::MAX_PUSH_NODES;
 
 /// A member of the cluster as this node sees it.
@@ -83,12 +83,12 @@ impl Member {
     }
 }
 
-/// Whether a member with these versions and this node can understand each other: each speaks a protocol and a
-/// delegate version that lies in the other's range.
-pub(super) fn is_compatible(vsn: &Vsn) -> bool {
-    let [pmin, pmax, pcur, dmin, dmax, dcur] = *vsn;
-    let protocol = pmin > 0 && (pmin..=pmax).contains(&VSN[2]) && (VSN[0]..=VSN[1]).contains(&pcur);
-    let delegate = (dmin..=dmax).contains(&VSN[5]) && (VSN[3]..=VSN[4]).contains(&dcur);
+/// Whether a node with the versions `own` and a member with those of `other` can understand each other: each speaks a
+/// protocol and a delegate version that lies in the other's range.
+pub(super) fn is_compatible(own: &Vsn, other: &Vsn) -> bool {
+    let [pmin, pmax, pcur, dmin, dmax, dcur] = *other;
+    let protocol = pmin > 0 && (pmin..=pmax).contains(&own[2]) && (own[0]..=own[1]).contains(&pcur);
+    let delegate = (dmin..=dmax).contains(&own[5]) && (own[3]..=own[4]).contains(&dcur);
     protocol && delegate
 }
 
@@ -143,6 +143,24 @@ impl Table {
         gone
     }
 
+    /// Forgets the half of the dead and the left (never `keep`) that has been so for longest, rounded up. Returns the
+    /// forgotten.
+    pub(super) fn forget_older_half_of_the_dead(&mut self, keep: &NodeName) -> Vec<Member> {
+        let mut ages: Vec<_> =
+            self.members.iter().filter(|m| m.name != *keep && !m.is_live()).map(|m| m.since).collect();
+        if ages.is_empty() {
+            return Vec::new();
+        }
+        let middle = (ages.len() - 1) / 2;
+        let (_, newest_to_go, _) = ages.select_nth_unstable(middle);
+        let newest_to_go = *newest_to_go;
+        let old = |m: &Member| m.name != *keep && !m.is_live() && m.since <= newest_to_go;
+        let (gone, kept): (Vec<_>, Vec<_>) = std::mem::take(&mut self.members).into_iter().partition(old);
+        self.index = kept.iter().enumerate().map(|(i, m)| (m.name.clone(), i)).collect();
+        self.members = kept;
+        gone
+    }
+
     /// Up to `count` different random members that satisfy `wanted`.
     pub(super) fn random(&self, count: usize, rng: &mut SmallRng, wanted: impl Fn(&Member) -> bool) -> Vec<Member> {
         let len = self.members.len();
@@ -176,6 +194,7 @@ mod tests {
 
     use super::*;
     use crate::clock::Now;
+    use crate::wire::message::VSN;
 
     fn member(i: usize, state: MemberState, since: Instant) -> Member {
         Member {
@@ -245,8 +264,8 @@ mod tests {
 
     #[test]
     fn versions_must_overlap_both_ways() {
-        assert!(is_compatible(&VSN));
-        assert!(is_compatible(&[1, 2, 2, 0, 3, 0]));
+        assert!(is_compatible(&VSN, &VSN));
+        assert!(is_compatible(&VSN, &[1, 2, 2, 0, 3, 0]));
         for bad in [
             [0, 0, 0, 0, 0, 0],
             [3, 5, 3, 0, 0, 0],
@@ -256,7 +275,10 @@ mod tests {
             [1, 5, 2, 2, 5, 5],
             [1, 5, 2, 0, 5, 4],
         ] {
-            assert!(!is_compatible(&bad), "{bad:?}");
+            assert!(!is_compatible(&VSN, &bad), "{bad:?}");
         }
+        let serf = crate::swim::SwimConfig { delegate_versions: [2, 5, 5], ..Default::default() }.vsn();
+        assert_eq!(serf, [1, 5, 2, 2, 5, 5]);
+        assert!(is_compatible(&serf, &[1, 5, 2, 2, 5, 4]) && !is_compatible(&serf, &VSN));
     }
 }

@@ -37,9 +37,14 @@
 //! * A member that announces itself with a stale incarnation is told what is held against it, so that it can refute. A
 //!   member that is accused of what it refuted already announces itself again.
 //! * Seeds and failed members are contacted again: a partition heals by itself, however long it took.
+//! * After a join a node asks again who else joined, so that many that start together know each other within a second.
+//!   What a newcomer learns from the answers it does not pass on.
+//! * A lone ping or ack carries no checksum, whatever the peer's version; memberlist, too, sends them without.
 //! * The two forms of an IPv4 address (4 bytes, or 16) count as the same address.
 //! * In clusters below ten members broadcasts are sent more often; see [`retransmit_limit`].
 //! * Broadcasts that fit no packet go over streams.
+//! * New names are taken at a bounded rate, see [`NEW_NAMES_BURST`], and a name with control characters never.
+//! * A ping or an indirect ping cannot make this node send to an address that is neither its sender's nor a member's.
 //!
 //! # Layout
 //!
@@ -47,17 +52,20 @@
 //! |---|---|
 //! | `api`, `config`, `stats` | inputs and outputs, settings, counters |
 //! | `member` | a member, and the table of all |
+//! | `admission` | who may become a member |
 //! | `rules` | what alive, suspect and dead messages do to the table |
 //! | `probe`, `suspicion`, `awareness` | finding out who is dead, with Lifeguard |
 //! | `broadcast`, `gossip` | what waits to be told, and telling it |
 //! | `push_pull` | full exchanges of state over streams |
-//! | `join`, `leave` | coming, staying connected, going |
+//! | `join`, `catch_up`, `leave` | coming, with many others perhaps, staying connected, going |
 //! | `labels` | who sends which label, and who would accept another |
 //! | `packets`, `timers` | packets in and out, what is due when |
 
+mod admission;
 mod api;
 mod awareness;
 mod broadcast;
+mod catch_up;
 mod config;
 mod gossip;
 mod join;
@@ -81,6 +89,7 @@ use bytes::Bytes;
 use rand::RngExt;
 use rand::rngs::{SmallRng, StdRng};
 
+pub use admission::{INCARNATION_JUMP, NEW_NAMES_BURST, NEW_NAMES_PER_SECOND};
 pub use api::{ExchangeId, Input, LocalNode, MemberEvent, Output, UserBroadcast};
 pub use broadcast::{MAX_USER_QUEUE, retransmit_limit};
 pub use config::SwimConfig;
@@ -92,8 +101,11 @@ pub use stats::Stats;
 /// The most bytes that a member may say about itself.
 pub use crate::wire::MAX_META;
 
+use self::admission::Admission;
 use self::awareness::Awareness;
 use self::broadcast::Broadcasts;
+use self::catch_up::CatchUp;
+use self::gossip::GossipTick;
 use self::join::{Joins, Rejoin};
 use self::labels::Labels;
 use self::leave::Leave;
@@ -103,7 +115,10 @@ use self::push_pull::Exchanges;
 use self::suspicion::Suspicion;
 use self::timers::{Timer, Timers};
 use crate::clock::Now;
-use crate::wire::message::{MemberState, NodeName, VSN, WireIp};
+use crate::wire::message::{MemberState, NodeName, WireIp};
+
+/// Room for outputs that is kept when there are none.
+const OUTPUTS_KEPT: usize = 16;
 
 /// The membership core of one node. See the [module](self).
 #[derive(Debug)]
@@ -113,6 +128,7 @@ pub struct Swim {
     rng: SmallRng,
     nonces: StdRng,
     table: Table,
+    admission: Admission,
     /// Counts changes of the table, for [`Swim::changes`].
     changes: u64,
     awareness: Awareness,
@@ -124,6 +140,8 @@ pub struct Swim {
     exchanges: Exchanges,
     joins: Joins,
     rejoin: Rejoin,
+    catch_up: CatchUp,
+    gossip_tick: GossipTick,
     leave: Leave,
     labels: Labels,
     seq_no: u32,
@@ -135,9 +153,12 @@ pub struct Swim {
 /// What must outlive the actor that runs a core: enough to go on as the same member. See [`Swim::resume`].
 #[derive(Clone, Debug)]
 pub struct Durable {
-    members: Vec<Member>,
-    left: bool,
-    seeds: Vec<std::net::SocketAddr>,
+    /// [`Swim::members`].
+    pub members: Vec<Member>,
+    /// [`Swim::has_left`].
+    pub left: bool,
+    /// What [`Input::SetSeeds`] said last.
+    pub seeds: Vec<std::net::SocketAddr>,
 }
 
 impl Swim {
@@ -149,6 +170,8 @@ impl Swim {
     #[must_use]
     pub fn new(config: SwimConfig, local: LocalNode, rng: SmallRng, nonces: StdRng, now: Now) -> Self {
         let mut swim = Self::empty(config, local, rng, nonces);
+        // Small numbers are short on the wire.
+        swim.seq_no &= 0x3f;
         swim.insert_self(now.mono, 1);
         swim.start(now.mono);
         swim
@@ -186,6 +209,7 @@ impl Swim {
             swim.start_suspicion(now.mono, name, swim.local.name.clone());
         }
         swim.rejoin.seeds = durable.seeds;
+        swim.hosts();
         swim.start(now.mono);
         if durable.left {
             swim.resume_leave(now.mono);
@@ -206,6 +230,7 @@ impl Swim {
             rng,
             nonces,
             table: Table::default(),
+            admission: Admission::default(),
             changes: 0,
             probing: Probing::default(),
             suspicions: BTreeMap::new(),
@@ -214,6 +239,8 @@ impl Swim {
             exchanges: Exchanges::new(first_exchange),
             joins: Joins::default(),
             rejoin: Rejoin::default(),
+            catch_up: CatchUp::default(),
+            gossip_tick: GossipTick::default(),
             leave: Leave::No,
             labels: Labels::default(),
             seq_no,
@@ -236,7 +263,7 @@ impl Swim {
             meta,
             incarnation,
             state: MemberState::Alive,
-            vsn: VSN,
+            vsn: self.config.vsn(),
             since: now,
         };
         self.table.insert(member.clone(), &mut self.rng);
@@ -257,6 +284,9 @@ impl Swim {
                 let phase = period.mul_f64(self.rng.random());
                 self.timers.schedule(now + phase, timer);
             }
+        }
+        if !self.config.gossip_interval.is_zero() {
+            self.gossip_tick = GossipTick::Scheduled;
         }
         self.rejoin_soon(now);
     }
@@ -287,12 +317,18 @@ impl Swim {
         while let Some((due, timer)) = self.timers.pop_due(at) {
             self.on_timer(at, due, timer);
         }
+        self.wake_gossip(at);
         self.check_leave_done();
     }
 
     /// The next thing to do, until `None`.
     pub fn poll_output(&mut self) -> Option<Output> {
-        self.outputs.pop_front()
+        let output = self.outputs.pop_front();
+        if output.is_none() {
+            // A join of many brings hundreds at once, which are large, and then hardly any.
+            self.outputs.shrink_to(OUTPUTS_KEPT);
+        }
+        output
     }
 
     /// When to call [`Swim::handle`] with [`Input::Tick`], unless something happens before.
@@ -347,7 +383,13 @@ impl Swim {
     /// What [`Swim::resume`] needs. Copies the table, so take it when [`Swim::changes`] has moved.
     #[must_use]
     pub fn durable(&self) -> Durable {
-        Durable { members: self.members(), left: self.leave != Leave::No, seeds: self.rejoin.seeds.clone() }
+        Durable { members: self.members(), left: self.has_left(), seeds: self.rejoin.seeds.clone() }
+    }
+
+    /// Whether this node said goodbye, or is about to.
+    #[must_use]
+    pub fn has_left(&self) -> bool {
+        self.leave != Leave::No
     }
 
     fn on_timer(&mut self, now: Instant, due: Instant, timer: Timer) {
@@ -361,7 +403,7 @@ impl Swim {
             Timer::RelayNack(seq_no) => self.relay_nack_due(seq_no),
             Timer::RelayEnd(seq_no) => self.relay_end_due(seq_no),
             Timer::Gossip => {
-                self.again(now, due, self.config.gossip_interval, Timer::Gossip);
+                self.gossip_tick = GossipTick::Asleep { last: due };
                 self.gossip(now);
             }
             Timer::PushPull => {
@@ -370,6 +412,7 @@ impl Swim {
                 self.push_pull_with_some(now, 1);
             }
             Timer::Rejoin => self.rejoin_due(now, due),
+            Timer::CatchUp => self.catch_up_due(now, due),
             Timer::Suspicion(name) => self.suspicion_due(now, name),
             Timer::Exchange(exchange) => self.exchange_due(now, exchange),
             Timer::LabelCheck(id) => self.label_check_due(now, id),

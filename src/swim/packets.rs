@@ -5,6 +5,7 @@ use std::time::Instant;
 
 use bytes::Bytes;
 
+use super::admission::Origin;
 use super::{Output, Swim};
 use crate::wire::message::Message;
 use crate::wire::{
@@ -34,7 +35,7 @@ impl Swim {
                 Message::IndirectPing(ping) => self.on_indirect_ping(now, from, &ping),
                 Message::Ack(ack) => self.on_ack(now, &ack),
                 Message::Nack(nack) => self.on_nack(nack),
-                Message::Alive(alive) => self.alive(now, alive),
+                Message::Alive(alive) => self.alive(now, alive, Origin::Packet(from)),
                 Message::Suspect(suspect) => self.suspect(now, suspect),
                 Message::Dead(dead) => self.dead(now, dead),
                 Message::User(bytes) => self.on_user_message(bytes),
@@ -61,13 +62,14 @@ impl Swim {
         }
     }
 
-    /// Sends a message together with as many queued broadcasts as fit.
+    /// Sends a message together with as many queued broadcasts as fit. One without any carries no checksum, as with
+    /// memberlist: there is nothing in a ping or an ack that would be believed for long.
     pub(super) fn send_with_news(&mut self, to: SocketAddr, message: &Message, crc: bool) {
         let first = encode_message(message);
         let room = self.message_budget().saturating_sub(COMPOUND_HEADER + COMPOUND_PART + first.len());
         let limit = self.retransmit_limit();
         let mut parts = vec![first];
         parts.extend(self.broadcasts.fetch(room, limit));
-        self.send_parts(to, &parts, crc);
+        self.send_parts(to, &parts, crc && parts.len() > 1);
     }
 }

@@ -9,7 +9,7 @@ use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::time::Instant;
 
-use super::timers::Timer;
+use super::timers::{Timer, TimerId};
 use super::{ExchangeId, Output, Swim};
 use crate::wire::message::{
     Ack, IndirectPing, MemberState, Message, Nack, NodeName, Ping, Source, StreamMessage, Suspect, WireIp,
@@ -37,6 +37,7 @@ struct Probe {
     target: NodeName,
     incarnation: u32,
     deadline: Instant,
+    timers: [TimerId; 2],
     nacks_expected: u32,
     nacks: u32,
     stream: Option<ExchangeId>,
@@ -103,13 +104,17 @@ impl Swim {
 
         let seq_no = self.next_seq_no();
         let deadline = now + self.config.probe_interval * (score + 1);
-        self.timers.schedule((now + self.config.probe_timeout).min(deadline), Timer::ProbeTimeout(seq_no));
-        self.timers.schedule(deadline, Timer::ProbeEnd(seq_no));
+        let timeout = (now + self.config.probe_timeout).min(deadline);
+        let timers = [
+            self.timers.schedule(timeout, Timer::ProbeTimeout(seq_no)),
+            self.timers.schedule(deadline, Timer::ProbeEnd(seq_no)),
+        ];
         self.probing.current = Some(Probe {
             seq_no,
             target: target.name.clone(),
             incarnation: target.incarnation,
             deadline,
+            timers,
             nacks_expected: 0,
             nacks: 0,
             stream: None,
@@ -207,7 +212,10 @@ impl Swim {
     }
 
     pub(super) fn on_ack(&mut self, now: Instant, ack: &Ack) {
-        if self.probing.current.take_if(|probe| probe.seq_no == ack.seq_no).is_some() {
+        if let Some(probe) = self.probing.current.take_if(|probe| probe.seq_no == ack.seq_no) {
+            for timer in probe.timers {
+                self.timers.cancel(timer);
+            }
             self.awareness.improve();
             self.probe_ended(now);
         } else if let Some(relay) = self.probing.relays.remove(&ack.seq_no) {
@@ -228,7 +236,11 @@ impl Swim {
         if !ping.node.is_empty() && ping.node != self.local.name {
             return self.stats.refuse_message("ping_for_another");
         }
-        let to = ping.source.as_ref().and_then(Source::socket_addr).unwrap_or(from);
+        // Nobody sends that, but one in some hundred packets that are encrypted with a key that we lack looks like it.
+        if ping.node.is_empty() && ping.source.is_none() && ping.seq_no == 0 {
+            return self.stats.refuse_message("ping_says_nothing");
+        }
+        let to = self.reply_address(from, ping.source.as_ref());
         let ack = Message::Ack(Ack { seq_no: ping.seq_no, payload: bytes::Bytes::new() });
         // News only for members: a forged ping must not use up their transmissions.
         let member = ping.source.as_ref().and_then(|source| self.table.get(&source.node));
@@ -238,15 +250,35 @@ impl Swim {
         }
     }
 
+    /// Where the answer to a ping goes: to the address that it names, if that is one of its sender's, or that of the
+    /// member whose name it gives; otherwise to the sender. So nobody can make us send to a third party.
+    fn reply_address(&self, from: SocketAddr, source: Option<&Source>) -> SocketAddr {
+        let Some((source, named)) = source.and_then(|source| Some((source, source.socket_addr()?))) else {
+            return from;
+        };
+        let of_sender = named.ip().to_canonical() == from.ip().to_canonical();
+        let of_member = || self.table.get(&source.node).and_then(super::Member::socket_addr) == Some(named);
+        if of_sender || of_member() { named } else { from }
+    }
+
     pub(super) fn on_indirect_ping(&mut self, now: Instant, from: SocketAddr, request: &IndirectPing) {
         let Some(ip) = request.target.to_ip() else {
             return self.stats.refuse_message("indirect_ping_without_target");
         };
+        let port = if request.port == 0 { self.local.addr.port() } else { request.port };
+        let target = SocketAddr::new(ip, port);
+        let requester = self.reply_address(from, request.source.as_ref());
+        if self.table.get(&request.node).and_then(super::Member::socket_addr) != Some(target) {
+            self.stats.refuse_message("indirect_ping_to_stranger");
+            // Said at once: to a member that asked, silence would mean that we ourselves are slow.
+            if request.nack {
+                self.send_parts(requester, &[encode_message(&Message::Nack(Nack { seq_no: request.seq_no }))], false);
+            }
+            return;
+        }
         if self.probing.relays.len() >= MAX_RELAYS {
             return self.stats.refuse_message("too_many_relayed_pings");
         }
-        let port = if request.port == 0 { self.local.addr.port() } else { request.port };
-        let requester = request.source.as_ref().and_then(Source::socket_addr).unwrap_or(from);
         let seq_no = self.next_seq_no();
         self.probing.relays.insert(seq_no, Relay { requester, seq_no: request.seq_no });
         if request.nack {
@@ -254,7 +286,7 @@ impl Swim {
         }
         self.timers.schedule(now + self.config.probe_timeout, Timer::RelayEnd(seq_no));
         let ping = Message::Ping(Ping { seq_no, node: request.node.clone(), source: self.source() });
-        self.send_parts(SocketAddr::new(ip, port), &[encode_message(&ping)], false);
+        self.send_parts(target, &[encode_message(&ping)], false);
     }
 
     pub(super) fn relay_nack_due(&mut self, seq_no: u32) {

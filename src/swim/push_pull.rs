@@ -11,12 +11,13 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 
+use super::admission::Origin;
 use super::member::is_compatible;
 use super::timers::Timer;
 use super::{ExchangeId, Output, Swim};
 use crate::wire::message::{Ack, Alive, Dead, MemberState, PushNode, PushPull, StreamMessage, Suspect};
-use crate::wire::stream::MAX_USER_STATE;
-use crate::wire::{Label, encode_reply, encode_request};
+use crate::wire::stream::{MAX_ENCRYPTED, MAX_STREAM, MAX_USER_STATE};
+use crate::wire::{Label, PacketOptions, encode_reply, encode_request};
 
 /// The most push/pulls of others that wait for our state at a time; more are closed at once.
 pub const MAX_INBOUND_PUSH_PULLS: usize = 128;
@@ -43,6 +44,15 @@ pub(super) enum Purpose {
     Join(u64),
     /// To find a lost seed or member again.
     Rejoin,
+    /// To hear who joined when we did.
+    CatchUp,
+}
+
+impl Purpose {
+    /// Whether the peer may not know us yet: what the protocol calls a join.
+    fn is_join(self) -> bool {
+        matches!(self, Self::Join(_) | Self::Rejoin)
+    }
 }
 
 /// A push/pull in progress.
@@ -100,7 +110,7 @@ impl Swim {
         self.stats.push_pulls_started += 1;
         self.exchanges.open.insert(exchange, Exchange::Out { to, purpose, sent: false });
         self.guard(now, exchange);
-        self.outputs.push_back(Output::NeedUserState { exchange, join: purpose != Purpose::Periodic });
+        self.outputs.push_back(Output::NeedUserState { exchange, join: purpose.is_join() });
     }
 
     /// Ends an exchange that got no answer from whoever runs the core: it may have been restarted in between.
@@ -135,6 +145,9 @@ impl Swim {
             StreamMessage::PushPull(remote) => {
                 self.stats.push_pulls_accepted += 1;
                 let join = remote.join;
+                if join {
+                    self.hosts();
+                }
                 self.exchanges.open.insert(exchange, Exchange::In { from, label, remote });
                 self.guard(now, exchange);
                 self.outputs.push_back(Output::NeedUserState { exchange, join });
@@ -164,24 +177,19 @@ impl Swim {
         match self.exchanges.open.get_mut(&exchange) {
             Some(Exchange::Out { to, purpose, sent }) if !*sent => {
                 *sent = true;
-                let (to, join) = (*to, *purpose != Purpose::Periodic);
-                let state = StreamMessage::PushPull(self.own_state(join, user_state));
-                let bytes = encode_request(&state, &self.config.packet, &mut self.nonces);
+                let (to, join) = (*to, purpose.is_join());
+                let bytes = self.own_state(join, user_state, None);
                 let timeout = self.config.stream_timeout;
                 self.outputs.push_back(Output::OpenStream { exchange, to, bytes, expect_reply: true, timeout });
             }
             Some(Exchange::In { .. }) => {
                 let Some(Exchange::In { from, label, remote }) = self.exchanges.open.remove(&exchange) else { return };
-                let own_label = &self.config.packet.label;
-                let differs = (*own_label != label).then(|| own_label.clone());
-                let state = PushPull { label: differs, ..self.own_state(remote.join, user_state) };
-                let bytes =
-                    Some(encode_reply(&StreamMessage::PushPull(state), &self.config.packet, &label, &mut self.nonces));
+                let bytes = Some(self.own_state(remote.join, user_state, Some(&label)));
                 // Answer first, as every peer does: even one whose state we refuse learns the members.
                 self.outputs.push_back(Output::RespondStream { exchange, bytes });
                 let peer = sole_node_at(&remote.nodes, from.ip());
                 // The peer cannot be told why; the refusal is counted.
-                let _ = self.merge(now, remote, peer);
+                let _ = self.merge(now, remote, peer, Origin::Request);
             }
             Some(Exchange::Out { .. }) | None => {}
         }
@@ -204,35 +212,77 @@ impl Swim {
         let merged = match result {
             Ok(Some(StreamMessage::PushPull(remote))) => {
                 let peer = remote.nodes.iter().position(|node| is_at(node, to));
-                self.check_answer(&remote).and_then(|()| self.merge(now, remote, peer))
+                self.catch_up.is_known = self.is_known_to_others(purpose);
+                let merged = self.check_answer(&remote).and_then(|()| self.merge(now, remote, peer, Origin::Answer));
+                self.catch_up.is_known = false;
+                merged
             }
             Ok(Some(StreamMessage::Error(error))) => Err(format!("the peer refused: {error}")),
             Ok(Some(_)) => Err("the peer answered something else".to_owned()),
             Ok(None) => Err("closed without an answer".to_owned()),
             Err(error) => Err(error),
         };
-        if purpose != Purpose::Periodic && merged == Ok(Merged::Yes) && own_incarnation(self) != before {
+        if purpose.is_join() && merged == Ok(Merged::Yes) && own_incarnation(self) != before {
             // The peer holds something against us. We refuted, but those who think us dead may never gossip with us.
             self.begin_push_pull(now, to, Purpose::Periodic);
         }
         self.push_pull_ended(now, to, purpose, merged);
     }
 
-    fn push_pull_ended(&mut self, now: Instant, to: SocketAddr, purpose: Purpose, result: Result<Merged, String>) {
-        self.stats.push_pulls_failed += u64::from(result.is_err());
-        if let Purpose::Join(id) = purpose {
-            self.join_contact_ended(now, id, to, result);
+    /// Whether peers that may not know us yet were sent our state and have not answered.
+    pub(super) fn has_contacts(&self) -> bool {
+        self.exchanges.open.values().any(|exchange| {
+            matches!(exchange, Exchange::Out { purpose: Purpose::Join(_) | Purpose::Rejoin, sent: true, .. })
+        })
+    }
+
+    /// Ends the exchanges of ours that have not been sent: a node that leaves contacts nobody new.
+    pub(super) fn give_up_unsent_contacts(&mut self, now: Instant) {
+        let unsent = |exchange: &Exchange| matches!(exchange, Exchange::Out { sent: false, .. });
+        let ids: Vec<_> = self.exchanges.open.iter().filter(|(_, open)| unsent(open)).map(|(id, _)| *id).collect();
+        for id in ids {
+            if let Some(Exchange::Out { to, purpose, .. }) = self.exchanges.open.remove(&id) {
+                self.push_pull_ended(now, to, purpose, Err("this node is leaving the cluster".to_owned()));
+            }
         }
     }
 
-    fn own_state(&mut self, join: bool, mut user_state: Bytes) -> PushPull {
-        if user_state.len() > MAX_USER_STATE {
-            // The peer would refuse all of it; the membership at least can be exchanged.
-            self.stats.refuse_message("own_user_state_too_long");
-            user_state = Bytes::new();
+    fn push_pull_ended(&mut self, now: Instant, to: SocketAddr, purpose: Purpose, result: Result<Merged, String>) {
+        self.stats.push_pulls_failed += u64::from(result.is_err());
+        if purpose.is_join() {
+            self.say_goodbye_to(to);
         }
-        let nodes = self.table.iter().map(super::Member::to_push_node).collect();
-        PushPull { join, label: None, nodes, user_state }
+        match purpose {
+            Purpose::Join(id) => self.join_contact_ended(now, id, to, result),
+            Purpose::CatchUp if result.is_err() => self.catch_up_soon(now),
+            Purpose::CatchUp | Purpose::Periodic | Purpose::Rejoin => {}
+        }
+    }
+
+    /// All that this node knows, encoded: an answer to a stream with a label, or a request. If that is more than a peer
+    /// takes, it would refuse all of it: then the application's state stays away, which is counted (and so logged and in
+    /// the metrics), and the membership at least is exchanged.
+    fn own_state(&mut self, join: bool, user_state: Bytes, answer_to: Option<&Label>) -> Bytes {
+        let nodes: Vec<_> = self.table.iter().map(super::Member::to_push_node).collect();
+        let own_label = &self.config.packet.label;
+        let label = answer_to.filter(|label| *label != own_label).map(|_| own_label.clone());
+        let mut encode = |nodes, user_state| {
+            let label = label.clone();
+            let state = StreamMessage::PushPull(PushPull { join, label, nodes, user_state });
+            match answer_to {
+                Some(label) => encode_reply(&state, &self.config.packet, label, &mut self.nonces),
+                None => encode_request(&state, &self.config.packet, &mut self.nonces),
+            }
+        };
+        if user_state.len() <= MAX_USER_STATE {
+            let bytes = encode(nodes.clone(), user_state);
+            if bytes.len() <= longest_stream(&self.config.packet) {
+                return bytes;
+            }
+        }
+        let bytes = encode(nodes, Bytes::new());
+        self.stats.refuse_message("own_user_state_too_long");
+        bytes
     }
 
     /// Whether an answer comes from a node of another cluster, one that accepts any label and says so in its answer.
@@ -257,9 +307,9 @@ impl Swim {
     /// # Errors
     ///
     /// Why everything was refused.
-    fn merge(&mut self, now: Instant, remote: PushPull, peer: Option<usize>) -> Result<Merged, String> {
+    fn merge(&mut self, now: Instant, remote: PushPull, peer: Option<usize>, origin: Origin) -> Result<Merged, String> {
         if let Some(peer) = peer.and_then(|place| remote.nodes.get(place))
-            && !peer.vsn.as_ref().is_some_and(is_compatible)
+            && !peer.vsn.as_ref().is_some_and(|vsn| is_compatible(&self.config.vsn(), vsn))
         {
             self.stats.merges_refused += 1;
             return Err(format!("{} speaks incompatible versions {:?}", peer.name, peer.vsn));
@@ -273,7 +323,7 @@ impl Swim {
         }
         let PushPull { join, nodes, user_state, label: _ } = remote;
         for node in nodes {
-            self.merge_node(now, node);
+            self.merge_node(now, node, origin);
         }
         if !user_state.is_empty() {
             self.outputs.push_back(Output::RemoteState { bytes: user_state, join });
@@ -281,11 +331,11 @@ impl Swim {
         Ok(Merged::Yes)
     }
 
-    fn merge_node(&mut self, now: Instant, node: PushNode) {
+    fn merge_node(&mut self, now: Instant, node: PushNode, origin: Origin) {
         let PushNode { name, addr, port, meta, incarnation, state, vsn } = node;
         match state {
             Some(MemberState::Alive) => {
-                self.alive(now, Alive { incarnation, node: name, addr, port, meta, vsn });
+                self.alive(now, Alive { incarnation, node: name, addr, port, meta, vsn }, origin);
             }
             Some(MemberState::Left) => self.dead(now, Dead { incarnation, node: name.clone(), from: name }),
             Some(MemberState::Dead | MemberState::Suspect) => {
@@ -294,6 +344,13 @@ impl Swim {
             None => self.stats.refuse_message("member_state_unknown"),
         }
     }
+}
+
+/// The most bytes that a peer reads of what we send: less where it is encrypted. The label in front is no part of it, and
+/// ignored here for its few bytes.
+fn longest_stream(options: &PacketOptions) -> usize {
+    let encrypted = !options.keyring.is_empty() && options.verify_outgoing;
+    if encrypted { MAX_ENCRYPTED } else { MAX_STREAM }
 }
 
 /// Whether a node says that it is reached at this address.

@@ -9,32 +9,36 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 
+use super::admission::Origin;
 use super::leave::Leave;
 use super::member::is_compatible;
 use super::suspicion::{Suspicion, confirmations_needed, min_timeout};
 use super::timers::Timer;
-use super::{MAX_MEMBERS, MAX_META, Member, MemberEvent, Swim};
+use super::{MAX_META, Member, MemberEvent, Swim};
 use crate::wire::encode_message;
 use crate::wire::message::{Alive, Dead, MemberState, Message, NodeName, Suspect};
 
 impl Swim {
     /// Somebody is announced as alive.
-    pub(super) fn alive(&mut self, now: Instant, mut alive: Alive) {
+    pub(super) fn alive(&mut self, now: Instant, mut alive: Alive, origin: Origin) {
         if self.is_self(&alive.node) && self.leave != Leave::No {
             return;
         }
         let Some(vsn) = alive.vsn else { return self.stats.refuse_message("alive_without_versions") };
-        if !is_compatible(&vsn) {
+        if !is_compatible(&self.config.vsn(), &vsn) {
             return self.stats.refuse_message("alive_incompatible");
         }
         if alive.addr.is_none() || alive.node.is_empty() || alive.meta.len() > MAX_META {
             return self.stats.refuse_message("alive_malformed");
         }
+        if !self.may_come_from(&alive, origin) {
+            return;
+        }
         if alive.port == 0 {
             alive.port = self.local.addr.port();
         }
         let Some(known) = self.table.get(&alive.node).cloned() else {
-            return self.alive_unknown(now, alive, vsn);
+            return self.alive_unknown(now, alive, vsn, origin);
         };
 
         let moved = !known.has_address(alive.addr, alive.port);
@@ -64,6 +68,7 @@ impl Swim {
             return;
         }
 
+        self.note_incarnation(&alive.node, alive.incarnation);
         self.suspicions.remove(&alive.node);
         self.told.remove(&alive.node);
         self.rejoin.failed.remove(&alive.node);
@@ -94,18 +99,20 @@ impl Swim {
         }
     }
 
-    fn alive_unknown(&mut self, now: Instant, alive: Alive, vsn: crate::wire::message::Vsn) {
+    fn alive_unknown(&mut self, now: Instant, alive: Alive, vsn: crate::wire::message::Vsn, origin: Origin) {
         // No member ever has incarnation 0; memberlist would keep such an entry as a dead ghost.
         if alive.incarnation == 0 {
             return self.stats.refuse_message("alive_incarnation_zero");
         }
-        if self.table.len() >= MAX_MEMBERS {
-            return self.stats.refuse_message("too_many_members");
+        if !self.may_be_added(now, origin) {
+            return;
         }
         self.rejoin.failed.remove(&alive.node);
         self.stats.alive_accepted += 1;
         self.changes += 1;
-        self.broadcast_member(alive.node.clone(), &Message::Alive(alive.clone()));
+        if !self.catch_up.is_known {
+            self.broadcast_member(alive.node.clone(), &Message::Alive(alive.clone()));
+        }
         let member = Member {
             name: alive.node,
             addr: alive.addr,
@@ -118,10 +125,12 @@ impl Swim {
         };
         self.table.insert(member.clone(), &mut self.rng);
         self.event(MemberEvent::Joined(member));
+        self.catch_up_soon(now);
     }
 
     /// Somebody is suspected.
     pub(super) fn suspect(&mut self, now: Instant, suspect: Suspect) {
+        self.note_incarnation(&suspect.node, suspect.incarnation);
         let Some(member) = self.table.get(&suspect.node) else { return };
         if suspect.incarnation < member.incarnation {
             return self.repeat_refutation(&suspect.node);
@@ -184,6 +193,7 @@ impl Swim {
     pub(super) fn dead(&mut self, now: Instant, dead: Dead) {
         let is_self = self.is_self(&dead.node);
         let is_leave = dead.node == dead.from;
+        self.note_incarnation(&dead.node, dead.incarnation);
         let Some(member) = self.table.get_mut(&dead.node) else { return };
         if dead.incarnation < member.incarnation {
             return self.repeat_refutation(&dead.node);

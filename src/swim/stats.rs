@@ -19,6 +19,10 @@ pub struct Stats {
     pub suspect_accepted: u64,
     /// Deaths and departures that were accepted or found here.
     pub dead_accepted: u64,
+    /// Members forgotten before their time because the table was full.
+    pub members_evicted: u64,
+    /// Incarnations that grew by more than [`INCARNATION_JUMP`](super::INCARNATION_JUMP) at once.
+    pub incarnation_jumps: u64,
     /// Probes started.
     pub probes_started: u64,
     /// Probes that nobody and nothing answered.

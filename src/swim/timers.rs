@@ -1,7 +1,8 @@
 //! Everything that happens later, in the order in which it is due.
 //!
-//! A timer that is no longer wanted stays in the list; what it refers to is gone or has moved, and whoever handles it
-//! looks before acting. That keeps cancelling free and the next deadline one look away.
+//! A timer that is no longer wanted may stay in the list; what it refers to is gone or has moved, and whoever handles it
+//! looks before acting. Only the timers of probes, of which nearly all are answered in time, are cancelled: they would
+//! wake an idle node as often as all else together.
 
 use std::collections::BTreeMap;
 use std::time::Instant;
@@ -28,6 +29,8 @@ pub(super) enum Timer {
     PushPull,
     /// Look for seeds and failed members that we are not connected to.
     Rejoin,
+    /// Ask again who else joined.
+    CatchUp,
     /// A suspect may have run out of time.
     Suspicion(NodeName),
     /// A stream's answer, or the user state for one, never came.
@@ -38,17 +41,28 @@ pub(super) enum Timer {
     Leave,
 }
 
+/// One scheduled timer: when it is due, and its number.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) struct TimerId(Instant, u64);
+
 /// Timers ordered by due time, and by age when due together.
 #[derive(Debug, Default)]
 pub(super) struct Timers {
-    due: BTreeMap<(Instant, u64), Timer>,
+    due: BTreeMap<TimerId, Timer>,
     next_id: u64,
 }
 
 impl Timers {
-    pub(super) fn schedule(&mut self, at: Instant, timer: Timer) {
-        self.due.insert((at, self.next_id), timer);
+    pub(super) fn schedule(&mut self, at: Instant, timer: Timer) -> TimerId {
+        let id = TimerId(at, self.next_id);
+        self.due.insert(id, timer);
         self.next_id += 1;
+        id
+    }
+
+    /// Takes a timer out, if it is still there.
+    pub(super) fn cancel(&mut self, id: TimerId) {
+        self.due.remove(&id);
     }
 
     /// Takes the oldest timer that is due, with the time at which it was due.
@@ -59,6 +73,6 @@ impl Timers {
     }
 
     pub(super) fn next(&self) -> Option<Instant> {
-        self.due.keys().next().map(|(at, _)| *at)
+        self.due.keys().next().map(|id| id.0)
     }
 }

@@ -5,13 +5,18 @@ use std::net::IpAddr;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 
+use tokio::time::Instant;
+
+use super::sources::Sources;
 use super::{Limits, lock};
 
-/// Counts accepted streams, in total and for each IP address.
+/// Bounds accepted streams: how many are open, in total and from each IP address, and how often they are opened.
 #[derive(Debug)]
 pub(super) struct StreamBudget {
     max_total: usize,
     max_per_ip: usize,
+    limit_loopback: bool,
+    pub(super) sources: Sources,
     open: Mutex<Open>,
 }
 
@@ -20,6 +25,17 @@ struct Open {
     total: usize,
     /// Holds only addresses with open streams, so it is no larger than `total`.
     per_ip: HashMap<IpAddr, usize>,
+}
+
+/// Which limit a stream is over.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum StreamRefused {
+    /// Open streams in total.
+    Total,
+    /// Open streams from its address.
+    Source,
+    /// Streams opened by its source in a short time.
+    Rate,
 }
 
 /// One stream's place in the budget; dropping it frees the place.
@@ -34,21 +50,29 @@ impl StreamBudget {
         Arc::new(Self {
             max_total: limits.max_streams,
             max_per_ip: limits.max_streams_per_ip,
+            limit_loopback: limits.limit_loopback,
+            sources: Sources::new(limits.streams, limits.limit_loopback),
             open: Mutex::new(Open::default()),
         })
     }
 
-    /// A place for a stream from `ip`, or `None` when a limit is reached.
-    pub(super) fn try_take(self: &Arc<Self>, ip: IpAddr) -> Option<StreamPermit> {
+    /// A place for a stream from `ip`, or the limit that is reached.
+    pub(super) fn try_take(self: &Arc<Self>, ip: IpAddr) -> Result<StreamPermit, StreamRefused> {
         let ip = ip.to_canonical();
         let mut open = lock(&self.open);
         let here = open.per_ip.get(&ip).copied().unwrap_or(0);
-        if open.total >= self.max_total || here >= self.max_per_ip {
-            return None;
+        if open.total >= self.max_total {
+            return Err(StreamRefused::Total);
+        }
+        if here >= self.max_per_ip && (self.limit_loopback || !ip.is_loopback()) {
+            return Err(StreamRefused::Source);
+        }
+        if !self.sources.allows(Instant::now(), ip) {
+            return Err(StreamRefused::Rate);
         }
         open.total += 1;
         open.per_ip.insert(ip, here + 1);
-        Some(StreamPermit { budget: Arc::clone(self), ip })
+        Ok(StreamPermit { budget: Arc::clone(self), ip })
     }
 }
 
@@ -146,13 +170,35 @@ mod tests {
         let (greedy, modest) = ("10.0.0.1".parse().unwrap(), "10.0.0.2".parse().unwrap());
         let first = budget.try_take(greedy).unwrap();
         let _second = budget.try_take(greedy).unwrap();
-        assert!(budget.try_take(greedy).is_none(), "two for one address");
-        assert!(budget.try_take("::ffff:10.0.0.1".parse().unwrap()).is_none(), "the same address in other clothes");
+        let source = StreamRefused::Source;
+        assert_eq!(budget.try_take(greedy).unwrap_err(), source, "two for one address");
+        let mapped = "::ffff:10.0.0.1".parse().unwrap();
+        assert_eq!(budget.try_take(mapped).unwrap_err(), source, "the same address in other clothes");
         let _third = budget.try_take(modest).unwrap();
-        assert!(budget.try_take(modest).is_none(), "three in total");
+        assert_eq!(budget.try_take(modest).unwrap_err(), StreamRefused::Total);
         drop(first);
         let _fourth = budget.try_take(modest).unwrap();
-        assert!(budget.try_take("10.0.0.3".parse().unwrap()).is_none(), "three in total again");
+        assert_eq!(budget.try_take("10.0.0.3".parse().unwrap()).unwrap_err(), StreamRefused::Total);
+    }
+
+    #[test]
+    fn the_loopback_interface_has_the_limit_in_total_only() {
+        let limits = Limits { max_streams: 3, max_streams_per_ip: 1, ..Limits::default() };
+        let (budget, loopback) = (StreamBudget::new(&limits), "127.0.0.1".parse().unwrap());
+        let _open: Vec<_> = (0..3).map(|_| budget.try_take(loopback).unwrap()).collect();
+        assert_eq!(budget.try_take(loopback).unwrap_err(), StreamRefused::Total);
+        let budget = StreamBudget::new(&Limits { limit_loopback: true, ..limits });
+        let _open = budget.try_take(loopback).unwrap();
+        assert_eq!(budget.try_take(loopback).unwrap_err(), StreamRefused::Source);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn streams_that_are_over_at_once_are_still_limited_by_their_rate() {
+        let mut limits = Limits::default();
+        limits.streams.stranger = crate::transport::Rate { per_second: 1, burst: 5 };
+        let (budget, hasty) = (StreamBudget::new(&limits), "10.0.0.1".parse().unwrap());
+        assert_eq!((0..1000).filter(|_| budget.try_take(hasty).is_ok()).count(), 5);
+        assert_eq!(budget.try_take(hasty).unwrap_err(), StreamRefused::Rate);
     }
 
     #[test]

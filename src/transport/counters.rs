@@ -2,6 +2,8 @@
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use super::budget::StreamRefused;
+
 /// Running totals of one transport. Read them with [`snapshot`](Self::snapshot).
 #[derive(Debug, Default)]
 pub struct Counters {
@@ -13,7 +15,10 @@ pub struct Counters {
     pub(super) packet_errors: AtomicU64,
     pub(super) streams_in: AtomicU64,
     pub(super) streams_out: AtomicU64,
-    pub(super) streams_refused: AtomicU64,
+    pub(super) packets_over_rate: AtomicU64,
+    pub(super) streams_over_total: AtomicU64,
+    pub(super) streams_over_source: AtomicU64,
+    pub(super) streams_over_rate: AtomicU64,
     pub(super) stream_errors: AtomicU64,
 }
 
@@ -37,10 +42,24 @@ pub struct CounterValues {
     pub streams_in: u64,
     /// Streams opened to others.
     pub streams_out: u64,
-    /// Streams closed at once because a limit was reached.
-    pub streams_refused: u64,
+    /// Packets dropped because their source, or all strangers together, sent too many.
+    pub packets_over_rate: u64,
+    /// Streams closed at once because too many were open.
+    pub streams_over_total: u64,
+    /// Streams closed at once because too many were open from their address.
+    pub streams_over_source: u64,
+    /// Streams closed at once because their source, or all strangers together, opened too many in a short time.
+    pub streams_over_rate: u64,
     /// Connects and accepts that failed.
     pub stream_errors: u64,
+}
+
+impl CounterValues {
+    /// Streams closed at once because a limit was reached.
+    #[must_use]
+    pub fn streams_refused(&self) -> u64 {
+        self.streams_over_total + self.streams_over_source + self.streams_over_rate
+    }
 }
 
 impl Counters {
@@ -57,9 +76,21 @@ impl Counters {
             packet_errors: read(&self.packet_errors),
             streams_in: read(&self.streams_in),
             streams_out: read(&self.streams_out),
-            streams_refused: read(&self.streams_refused),
+            packets_over_rate: read(&self.packets_over_rate),
+            streams_over_total: read(&self.streams_over_total),
+            streams_over_source: read(&self.streams_over_source),
+            streams_over_rate: read(&self.streams_over_rate),
             stream_errors: read(&self.stream_errors),
         }
+    }
+
+    pub(super) fn stream_refused(&self, why: StreamRefused) {
+        let counter = match why {
+            StreamRefused::Total => &self.streams_over_total,
+            StreamRefused::Source => &self.streams_over_source,
+            StreamRefused::Rate => &self.streams_over_rate,
+        };
+        add(counter, 1);
     }
 
     pub(super) fn received(&self, bytes: usize) {

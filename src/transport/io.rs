@@ -16,8 +16,10 @@ use super::budget::{ByteBudget, BytePermit};
 
 /// The buffer grows by at least this many bytes, and otherwise by as many as have arrived.
 const CHUNK: usize = 4096;
-/// Most bytes that [`feed_until`] hands on at a time.
-const PIECE: usize = 16 * 1024;
+/// Bytes that [`feed_until`] hands on at a time: this many at first, and more, up to the most, while pieces come full.
+/// Most exchanges are short, and a node may have a hundred at a time.
+const FIRST_PIECE: usize = 2 * 1024;
+const LARGEST_PIECE: usize = 16 * 1024;
 
 /// What one side of an exchange may cost the reader.
 #[derive(Clone, Copy, Debug)]
@@ -184,7 +186,7 @@ where
     S: AsyncRead + Unpin + ?Sized,
 {
     let start = Instant::now();
-    let mut piece = BytesMut::with_capacity(PIECE);
+    let mut piece = BytesMut::with_capacity(FIRST_PIECE);
     let mut received = 0;
     loop {
         if received >= limits.max_bytes {
@@ -198,6 +200,9 @@ where
         received += more;
         if step(&piece).map_err(ReadError::Refused)? {
             return Ok(received);
+        }
+        if piece.len() == piece.capacity() && piece.len() < LARGEST_PIECE {
+            piece = BytesMut::with_capacity(piece.len() * 2);
         }
         tokio::task::coop::consume_budget().await;
     }

@@ -18,7 +18,7 @@
 use std::collections::{HashMap, HashSet};
 use std::future::poll_fn;
 use std::io;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::pin::Pin;
 use std::sync::{Arc, Mutex};
 use std::task::{Context, Poll, Waker, ready};
@@ -34,6 +34,7 @@ use super::close::CloseSignal;
 use super::counters::{Counters, add};
 use super::io::connect_by;
 use super::queue::PacketQueue;
+use super::sources::Sources;
 use super::{BoxFuture, InboundPacket, Limits, Stream, Transport, canonical, check_packet_size, closed_error, lock};
 
 /// Bytes that a stream holds in each direction before its writer has to wait.
@@ -67,6 +68,7 @@ struct Endpoint {
     packets: PacketQueue,
     backlog: mpsc::Sender<(MemoryStream, SocketAddr)>,
     to_accept: tokio::sync::Mutex<mpsc::Receiver<(MemoryStream, SocketAddr)>>,
+    sources: Sources,
     budget: Arc<StreamBudget>,
     closed: CloseSignal,
     counters: Counters,
@@ -102,6 +104,7 @@ impl MemoryNetwork {
             packets: PacketQueue::default(),
             backlog,
             to_accept: tokio::sync::Mutex::new(to_accept),
+            sources: Sources::new(limits.packets, limits.limit_loopback),
             budget: StreamBudget::new(&limits),
             closed: CloseSignal::new(),
             counters: Counters::default(),
@@ -226,6 +229,10 @@ impl MemoryTransport {
         };
         // Like UDP: nobody tells the sender when nobody is there.
         if let Some(receiver) = receiver {
+            if !receiver.sources.allows(Instant::now(), from.ip()) {
+                add(&receiver.counters.packets_over_rate, 1);
+                return Ok(());
+            }
             let packet = InboundPacket { from: *from, bytes: Bytes::copy_from_slice(bytes) };
             if receiver.packets.push(packet).is_some() {
                 add(&receiver.counters.packets_dropped, 1);
@@ -286,14 +293,22 @@ impl Transport for MemoryTransport {
         Box::pin(closed.unless_closed(async move {
             loop {
                 let (stream, from) = to_accept.lock().await.recv().await.ok_or_else(closed_error)?;
-                let Some(permit) = budget.try_take(from.ip()) else {
-                    add(&counters.streams_refused, 1);
-                    continue;
+                let permit = match budget.try_take(from.ip()) {
+                    Ok(permit) => permit,
+                    Err(why) => {
+                        counters.stream_refused(why);
+                        continue;
+                    }
                 };
                 add(&counters.streams_in, 1);
                 return Ok((Box::new(Accepted::new(stream, permit)) as Box<dyn Stream>, from));
             }
         }))
+    }
+
+    fn set_members(&self, members: &HashMap<IpAddr, u32>) {
+        self.endpoint.sources.set_members(members);
+        self.endpoint.budget.sources.set_members(members);
     }
 
     fn close(&self) {

@@ -8,8 +8,8 @@
 //! * [`TcpTransport`]: TCP alone, a connection for each packet, as the Grafana databases gossip.
 //! * [`MemoryTransport`]: an endpoint of a [`MemoryNetwork`], for tests, with faults that can be switched on.
 //!
-//! Everything that a stranger on the network can make grow is bounded here: streams by [`Limits`], queued packets by
-//! [`PacketQueue`], and bytes read from streams by [`io::ReadLimits`] and [`ByteBudget`].
+//! Everything that a stranger on the network can make grow is bounded here: streams and packets by [`Limits`], queued
+//! packets by [`PacketQueue`], and bytes read from streams by [`io::ReadLimits`] and [`ByteBudget`].
 //!
 //! ```
 //! use annulus::transport::{Limits, NetTransport, Transport};
@@ -34,13 +34,15 @@ pub mod io;
 mod memory;
 mod net;
 mod queue;
+mod sources;
 mod tcp;
 mod tcp_only;
 #[cfg(test)]
 mod tests;
 mod udp;
 
-use std::net::SocketAddr;
+use std::collections::HashMap;
+use std::net::{IpAddr, SocketAddr};
 use std::pin::Pin;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
@@ -55,6 +57,7 @@ pub use framing::{Carries, Framing, FramingError, Unframed};
 pub use memory::{MemoryNetwork, MemoryTransport};
 pub use net::NetTransport;
 pub use queue::PacketQueue;
+pub use sources::{Rate, Rates};
 pub use tcp_only::{TcpCounterValues, TcpSettings, TcpTransport};
 
 /// A future that can cross threads.
@@ -117,6 +120,12 @@ pub trait Transport: Send + Sync + 'static {
     /// The port is free again as soon as the calls that were waiting have returned. Streams that are open stay open.
     fn close(&self);
 
+    /// Says at which addresses the members are, and how many at each: they may send more than strangers (see
+    /// [`Limits`]). A transport without such limits need not care.
+    fn set_members(&self, members: &HashMap<IpAddr, u32>) {
+        let _ = members;
+    }
+
     /// What went through this transport so far.
     fn counters(&self) -> &Counters;
 
@@ -145,15 +154,32 @@ pub struct InboundPacket {
 pub struct Limits {
     /// Accepted streams that may be open at the same time. Default 128, as memberlist allows push/pulls.
     pub max_streams: usize,
-    /// Accepted streams that may be open at the same time from one IP address. Default 16.
+    /// Accepted streams that may be open at the same time from one IP address. Default 16: several nodes may share a
+    /// host, or an address behind which they are translated, and an exchange takes a moment only.
     pub max_streams_per_ip: usize,
+    /// How often packets may come from one source. What is over it is dropped and counted. Default
+    /// [`Rates::PACKETS`].
+    pub packets: Rates,
+    /// How often streams may be opened by one source. What is over it is closed and counted. Default
+    /// [`Rates::STREAMS`].
+    pub streams: Rates,
+    /// Whether the limits for one address or source hold for addresses of the loopback interface, from which nobody but
+    /// this host can send, and where many nodes may live. The limits in total always hold. Default false.
+    pub limit_loopback: bool,
     /// Receive buffer to ask the system for, in bytes a UDP socket. Halved until the system accepts. Default 2 MiB.
     pub receive_buffer: usize,
 }
 
 impl Default for Limits {
     fn default() -> Self {
-        Self { max_streams: 128, max_streams_per_ip: 16, receive_buffer: 2 * 1024 * 1024 }
+        Self {
+            max_streams: 128,
+            max_streams_per_ip: 16,
+            packets: Rates::PACKETS,
+            streams: Rates::STREAMS,
+            limit_loopback: false,
+            receive_buffer: 2 * 1024 * 1024,
+        }
     }
 }
 

@@ -1,5 +1,6 @@
 //! UDP and TCP on the same port number: what every memberlist node listens on.
 
+use std::collections::HashMap;
 use std::future::poll_fn;
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
@@ -65,8 +66,10 @@ impl NetTransport {
         } else {
             bind_all(&distinct, port, &limits)?
         };
-        let sockets =
-            Sockets { udp: UdpSockets::new(bound.udp), tcp: TcpListeners::new(bound.tcp, StreamBudget::new(&limits)) };
+        let sockets = Sockets {
+            udp: UdpSockets::new(bound.udp, &limits),
+            tcp: TcpListeners::new(bound.tcp, StreamBudget::new(&limits)),
+        };
         Ok(Self {
             addrs: distinct.iter().map(|ip| SocketAddr::new(*ip, bound.port)).collect(),
             sockets: RwLock::new(Some(Arc::new(sockets))),
@@ -131,6 +134,13 @@ impl Transport for NetTransport {
             let sockets = self.sockets()?;
             self.closed.unless_closed(async { Ok(sockets.tcp.accept(&self.counters).await) }).await
         })
+    }
+
+    fn set_members(&self, members: &HashMap<IpAddr, u32>) {
+        // A closed transport limits nothing any more.
+        let Ok(sockets) = self.sockets() else { return };
+        sockets.udp.sources.set_members(members);
+        sockets.tcp.budget.sources.set_members(members);
     }
 
     fn close(&self) {

@@ -25,7 +25,7 @@ const BACKLOG: i32 = 1024;
 #[derive(Debug)]
 pub(super) struct TcpListeners {
     listeners: Vec<TcpListener>,
-    budget: Arc<StreamBudget>,
+    pub(super) budget: Arc<StreamBudget>,
     /// Where the next accept starts looking, so that a flood on one listener does not starve the others.
     turn: AtomicUsize,
 }
@@ -106,9 +106,12 @@ impl TcpListeners {
         from: SocketAddr,
         counters: &Counters,
     ) -> Option<Accepted<TcpStream>> {
-        let Some(permit) = self.budget.try_take(from.ip()) else {
-            add(&counters.streams_refused, 1);
-            return None;
+        let permit = match self.budget.try_take(from.ip()) {
+            Ok(permit) => permit,
+            Err(why) => {
+                counters.stream_refused(why);
+                return None;
+            }
         };
         // Costs speed at worst, so a failure is no reason to refuse the stream.
         let _ = stream.set_nodelay(true);

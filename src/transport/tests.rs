@@ -2,6 +2,7 @@
 
 #![allow(clippy::unwrap_used)]
 
+use std::collections::HashMap;
 use std::io::ErrorKind;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::Arc;
@@ -241,7 +242,7 @@ mod suite {
     }
 
     pub(super) async fn streams_over_the_limit_for_one_address_are_hung_up_on(network: &dyn Network) {
-        let limits = Limits { max_streams: 100, max_streams_per_ip: 2, ..Limits::default() };
+        let limits = Limits { max_streams: 100, max_streams_per_ip: 2, limit_loopback: true, ..Limits::default() };
         a_limit_of_two(network, limits).await;
     }
 
@@ -257,10 +258,42 @@ mod suite {
             }
         };
         assert!(soon(refusing).await);
-        assert_eq!(b.counters().snapshot().streams_refused, 1);
+        assert_eq!(b.counters().snapshot().streams_refused(), 1);
         drop(accepted);
         let (_fourth, _accepted_again) = stream_pair(&*a, &*b).await;
-        assert_eq!((b.counters().snapshot().streams_in, b.counters().snapshot().streams_refused), (3, 1));
+        assert_eq!((b.counters().snapshot().streams_in, b.counters().snapshot().streams_refused()), (3, 1));
+    }
+
+    pub(super) async fn packets_over_their_sources_rate_are_dropped_and_members_may_send_more(network: &dyn Network) {
+        let once = |burst| Rate { per_second: 0, burst };
+        let packets = Rates { member: once(50), stranger: once(5), strangers: once(100) };
+        let limits = Limits { packets, limit_loopback: true, ..Limits::default() };
+        let (a, b) = (network.open_any(), network.open(None, limits));
+        let flood = async |expected: u64| {
+            for _ in 0..20 {
+                a.try_send_packet(b.local_addr(), b"knock").unwrap();
+            }
+            let mut received = Vec::new();
+            let all = async {
+                loop {
+                    let seen = b.counters().snapshot();
+                    if seen.packets_in + seen.packets_over_rate == expected {
+                        return;
+                    }
+                    tokio::select! {
+                        done = b.recv_packets(&mut received, 7) => done.unwrap(),
+                        // What is dropped wakes nobody.
+                        () = tokio::time::sleep(Duration::from_millis(1)) => {}
+                    }
+                }
+            };
+            soon(all).await;
+            received.len()
+        };
+        assert_eq!(flood(20).await, 5);
+        b.set_members(&HashMap::from([(a.local_addr().ip(), 1)]));
+        assert_eq!(flood(40).await, 20);
+        assert_eq!(b.counters().snapshot().packets_over_rate, 15);
     }
 
     pub(super) async fn close_ends_every_call_that_waits_and_every_later_one(network: &dyn Network) {
@@ -358,6 +391,7 @@ run_suite! {
     a_connect_whose_deadline_has_passed_times_out
     streams_over_the_total_limit_are_hung_up_on
     streams_over_the_limit_for_one_address_are_hung_up_on
+    packets_over_their_sources_rate_are_dropped_and_members_may_send_more
     close_ends_every_call_that_waits_and_every_later_one
     the_same_port_can_be_opened_again_after_close
     a_dropped_receive_loses_no_packet

@@ -1,18 +1,20 @@
 //! The packet half of [`NetTransport`](super::NetTransport): UDP sockets.
 
+use std::cell::RefCell;
 use std::io;
 use std::net::SocketAddr;
-use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use bytes::Bytes;
 use socket2::{Domain, SockRef, Socket, Type};
 use tokio::net::UdpSocket;
+use tokio::time::Instant;
 
 use super::backoff::Backoff;
 use super::counters::{Counters, add};
 use super::net::{any, rotated};
-use super::{InboundPacket, Limits, canonical, lock};
+use super::sources::Sources;
+use super::{InboundPacket, Limits, canonical};
 
 /// No datagram is longer: the length field of UDP has 16 bits.
 const LARGEST_DATAGRAM: usize = 65_535;
@@ -20,14 +22,21 @@ const LARGEST_DATAGRAM: usize = 65_535;
 /// The smallest receive buffer worth asking for.
 const LEAST_RECEIVE_BUFFER: usize = 64 * 1024;
 
+thread_local! {
+    /// Every datagram is received here and then copied, so that a small packet does not keep 64 KiB alive. Only reserved,
+    /// not filled: what no datagram reaches costs no memory.
+    static BUFFER: RefCell<Vec<u8>> = RefCell::new(Vec::with_capacity(LARGEST_DATAGRAM));
+}
+
 /// One UDP socket for each bound address.
 #[derive(Debug)]
 pub(super) struct UdpSockets {
     sockets: Vec<UdpSocket>,
-    /// Every datagram is received here and then copied, so that a small packet does not keep 64 KiB alive.
-    buffer: Mutex<Box<[u8]>>,
+    /// Whether each of them is bound to an IPv4 address.
+    are_ipv4: Vec<bool>,
     /// Where the next batch starts, so that a flood on one socket does not starve the others.
     turn: AtomicUsize,
+    pub(super) sources: Sources,
 }
 
 /// Opens and binds one socket.
@@ -53,9 +62,10 @@ fn ask_receive_buffer(wanted: usize, mut ask: impl FnMut(usize) -> io::Result<()
 }
 
 impl UdpSockets {
-    pub(super) fn new(sockets: Vec<UdpSocket>) -> Self {
-        let buffer = Mutex::new(vec![0; LARGEST_DATAGRAM].into_boxed_slice());
-        Self { sockets, buffer, turn: AtomicUsize::new(0) }
+    pub(super) fn new(sockets: Vec<UdpSocket>, limits: &Limits) -> Self {
+        let are_ipv4 = sockets.iter().map(|socket| socket.local_addr().is_ok_and(|local| local.is_ipv4())).collect();
+        let sources = Sources::new(limits.packets, limits.limit_loopback);
+        Self { sockets, are_ipv4, turn: AtomicUsize::new(0), sources }
     }
 
     /// Bytes of the smallest receive buffer, as the system reports it (Linux: twice what was asked for).
@@ -67,8 +77,8 @@ impl UdpSockets {
     /// Sends from the first bound socket of the right family, as memberlist does.
     pub(super) fn send(&self, to: SocketAddr, bytes: &[u8]) -> io::Result<()> {
         let to = canonical(to);
-        let same_family = |socket: &&UdpSocket| socket.local_addr().is_ok_and(|local| local.is_ipv4() == to.is_ipv4());
-        let Some(socket) = self.sockets.iter().find(same_family) else {
+        let place = self.are_ipv4.iter().position(|is_ipv4| *is_ipv4 == to.is_ipv4());
+        let Some(socket) = place.and_then(|place| self.sockets.get(place)) else {
             let family = if to.is_ipv4() { "IPv4" } else { "IPv6" };
             let text = format!("no {family} address is bound to send to {to} from");
             return Err(io::Error::new(io::ErrorKind::AddrNotAvailable, text));
@@ -102,14 +112,30 @@ impl UdpSockets {
 
     /// Takes what is ready on all sockets. An error only when nothing else was there.
     fn take_ready(&self, into: &mut Vec<InboundPacket>, max: usize, counters: &Counters) -> io::Result<usize> {
-        let mut buffer = lock(&self.buffer);
-        let mut taken = 0;
+        BUFFER.with_borrow_mut(|buffer| self.take_ready_through(buffer, into, max, counters))
+    }
+
+    fn take_ready_through(
+        &self,
+        buffer: &mut Vec<u8>,
+        into: &mut Vec<InboundPacket>,
+        max: usize,
+        counters: &Counters,
+    ) -> io::Result<usize> {
+        let (mut taken, mut over_rate) = (0, 0);
+        let now = Instant::now();
         let mut failed = Ok(0);
         for socket in rotated(&self.sockets, self.turn.fetch_add(1, Ordering::Relaxed)) {
-            while taken < max {
-                match socket.try_recv_from(&mut buffer) {
-                    Ok((length, from)) => {
-                        let bytes = Bytes::copy_from_slice(&buffer[..length]);
+            // What is dropped costs time as well: then others get their turn, too.
+            while taken < max && over_rate < 4 * max {
+                buffer.clear();
+                match socket.try_recv_buf_from(buffer) {
+                    Ok((_, from)) if !self.sources.allows(now, from.ip()) => {
+                        add(&counters.packets_over_rate, 1);
+                        over_rate += 1;
+                    }
+                    Ok((_, from)) => {
+                        let bytes = Bytes::copy_from_slice(buffer);
                         counters.received(bytes.len());
                         into.push(InboundPacket { from, bytes });
                         taken += 1;

@@ -2,7 +2,9 @@
 //!
 //! Every layer takes from the same [`Budget`], so that no combination of layers multiplies what each of them allows
 //! alone. Bytes are charged when a decoder *makes* bytes (a copied name, and decompressed data); a slice of what
-//! arrived is free. Items are charged for each msgpack value and each part of a compound.
+//! arrived is free. The budget of a packet is made before its first layer is taken off, and the same is passed to every layer and
+//! to every part of a compound; a stream has one for all of its layers and members. Depth is limited by itself ([`MAX_DEPTH`]),
+//! because layers do not nest. Time is the transport's to limit: this room has no clock. Items are charged for each msgpack value and each part of a compound.
 
 use super::error::WireError;
 

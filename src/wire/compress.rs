@@ -67,10 +67,14 @@ fn write(algorithm: u32, packed: &[u8]) -> Vec<u8> {
 /// [`WireError::UnknownCompression`], [`WireError::NotDecompressed`], [`WireError::TooLong`] beyond `max` or beyond what
 /// the algorithm can reach, [`WireError::Empty`] when nothing comes out, and those of msgpack.
 pub(super) fn decode(body: &[u8], max: usize, budget: &mut Budget) -> Result<(Bytes, Unpacked), WireError> {
-    let (mut algorithm, mut packed, mut start): (u64, &[u8], _) = (0, &[], 0);
+    let (mut algorithm, mut packed): (u64, &[u8]) = (0, &[]);
+    let (mut algorithm_at, mut start) = (0, 0);
     Reader::new(body, budget, "compressed").structure(&["Algo", "Buf"], |reader, field| {
         match field {
-            "Algo" => algorithm = reader.uint(u8::MAX.into())?,
+            "Algo" => {
+                algorithm_at = reader.position();
+                algorithm = reader.uint(u8::MAX.into())?;
+            }
             _ => {
                 packed = reader.borrowed()?;
                 start = reader.position() - packed.len();
@@ -85,7 +89,7 @@ pub(super) fn decode(body: &[u8], max: usize, budget: &mut Budget) -> Result<(By
             decode_lzw(&mut rest, max).map_err(|error| budget.stopped(start + packed.len() - rest.len(), error))?
         }
         1 => decode_snappy(packed, max).map_err(|error| budget.stopped(start, error))?,
-        _ => return Err(WireError::UnknownCompression(algorithm as u8)),
+        _ => return Err(budget.stopped(algorithm_at, WireError::UnknownCompression(algorithm as u8))),
     };
     if plain.is_empty() {
         return Err(budget.stopped(start, WireError::Empty));
@@ -109,8 +113,12 @@ fn decode_lzw(packed: &mut &[u8], max: usize) -> Result<Vec<u8>, WireError> {
             return Err(too_long(len as u64, max));
         }
         if len == plain.len() {
-            // One more than allowed, to see whether there is more.
-            plain.resize((len + len.max(LZW_CHUNK)).min(max + 1), 0);
+            // In the end one more than allowed, to see whether there is more.
+            let twice = len + len.max(LZW_CHUNK);
+            let longer = if twice < max { twice } else { max + 1 };
+            // Exactly: a vector that grows by itself takes up to twice the limit.
+            plain.reserve_exact(longer - len);
+            plain.resize(longer, 0);
         }
         let step = decoder.decode_bytes(packed, plain.get_mut(len..).unwrap_or_default());
         *packed = packed.get(step.consumed_in..).unwrap_or_default();

@@ -141,7 +141,7 @@ fn plain_len(text: &[u8], version: EncryptionVersion) -> Option<usize> {
         EncryptionVersion::V0 => {
             let padding = *text.last()?;
             let plain = text.len().checked_sub(padding.into())?;
-            let valid = (1..=BLOCK).contains(&padding.into())
+            let valid = (1..=BLOCK).contains(&usize::from(padding))
                 && text.len().is_multiple_of(BLOCK)
                 && text.get(plain..)?.iter().all(|byte| *byte == padding);
             valid.then_some(plain)

@@ -49,7 +49,7 @@ pub enum WireError {
     #[error("label header without a label")]
     EmptyLabel,
     /// Another cluster's label, or none where one is required, or one where none is configured.
-    #[error("label {got} is not accepted")]
+    #[error("{}", wrong_label(got))]
     WrongLabel {
         /// The label that arrived; [`Label::NONE`] when there was none.
         got: Label,
@@ -130,6 +130,14 @@ pub enum WireError {
         /// `bytes` or `items`.
         what: &'static str,
     },
+}
+
+fn wrong_label(got: &Label) -> String {
+    if got.is_empty() {
+        "there is no label, and one is required".to_owned()
+    } else {
+        format!("label {got} is not accepted")
+    }
 }
 
 impl WireError {

@@ -190,23 +190,37 @@ fn inspect_packet(seen: &mut Inspection, bytes: &Bytes, options: &PacketOptions)
     if bytes.first() == Some(&kind::COMPOUND) {
         return inspect_compound(seen, &bytes, &mut budget);
     }
-    match decode_message(&bytes, 0..bytes.len(), &mut budget) {
-        Ok(message) => seen.messages.push(Inspected::Packet(message)),
-        Err(_) if doubtful => seen.stop(Stage::Encryption, 0, WireError::NotDecrypted),
-        Err(error) if sealed => {
-            let reason = format!(
-                "encrypted, and no key was given; or else a damaged {}: {error}",
-                if bytes.first() == Some(&kind::PING) { "ping" } else { "indirect ping" },
-            );
+    let read = decode_message(&bytes, 0..bytes.len(), &mut budget);
+    let doubt = match &read {
+        _ if !sealed => None,
+        Ok(message) if says_nothing(message) => Some("it says nothing".to_owned()),
+        Ok(_) => None,
+        Err(error) => Some(error.to_string()),
+    };
+    match (read, doubt) {
+        (_, Some(_)) if doubtful => seen.stop(Stage::Encryption, 0, WireError::NotDecrypted),
+        (_, Some(why)) => {
+            let other = if bytes.first() == Some(&kind::PING) { "ping" } else { "indirect ping" };
+            let reason = format!("encrypted, and no key was given; or else a damaged {other}: {why}");
             seen.stop_because(Stage::Encryption, 0, reason, WireError::NoKey);
         }
-        Err(error) => seen.stop(Stage::Message, budget.stopped_at, error),
+        (Ok(message), None) => seen.messages.push(Inspected::Packet(message)),
+        (Err(error), None) => seen.stop(Stage::Message, budget.stopped_at, error),
     }
 }
 
 /// A packet says nowhere that it is encrypted: its first byte is a version, which is also the type of a ping.
 fn looks_encrypted(bytes: &[u8]) -> bool {
     matches!(bytes.first(), Some(&(kind::PING | kind::INDIRECT_PING))) && bytes.len() >= SHORTEST_BLOB
+}
+
+/// A nonce may begin as an empty message does. No ping is empty: sequence numbers begin at 1.
+fn says_nothing(message: &Message) -> bool {
+    match message {
+        Message::Ping(ping) => ping.seq_no == 0 && ping.node.is_empty(),
+        Message::IndirectPing(ping) => ping.seq_no == 0 && ping.node.is_empty(),
+        _ => false,
+    }
 }
 
 fn inspect_compound(seen: &mut Inspection, bytes: &Bytes, budget: &mut Budget) {

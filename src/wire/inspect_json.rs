@@ -112,10 +112,16 @@ fn stream_message(message: &StreamMessage) -> Value {
             json!({ "type": "user", "UserMsgLen": payload.len(), "payload": hex(payload) })
         }
         StreamMessage::Error(text) => json!({ "type": "error", "Error": text }),
-        StreamMessage::PushPull(PushPull { join, label, nodes, user_state }) => json!({
-            "type": "push_pull", "Join": join, "Label": label.as_ref().map(|label| hex(label.as_bytes())), "Nodes": nodes.len(), "UserStateLen": user_state.len(),
-            "nodes": nodes.iter().map(push_node).collect::<Vec<_>>(), "user_state": hex(user_state),
-        }),
+        StreamMessage::PushPull(PushPull { join, label, nodes, user_state }) => {
+            let mut json = json!({
+                "type": "push_pull", "Join": join, "Nodes": nodes.len(), "UserStateLen": user_state.len(),
+                "nodes": nodes.iter().map(push_node).collect::<Vec<_>>(), "user_state": hex(user_state),
+            });
+            if let Some(label) = label {
+                json["Label"] = json!(hex(label.as_bytes()));
+            }
+            json
+        }
     }
 }
 

@@ -58,6 +58,8 @@ pub use stream_out::{encode_reply, encode_request};
 pub use trail::Stage;
 
 #[cfg(test)]
+mod hostile_tests;
+#[cfg(test)]
 mod layer_tests;
 #[cfg(test)]
 mod tests;

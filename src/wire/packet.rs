@@ -317,9 +317,13 @@ pub fn encode_packets(parts: &[Bytes], options: &PacketOptions, crc: bool, nonce
     compounds.chain(large).map(|packet| wrap(packet, options, crc, nonces)).collect()
 }
 
+/// Shorter packets, those of an idle cluster, are not worth the attempt: the layer alone takes some 16 bytes.
+const COMPRESS_FROM: usize = 128;
+
 /// Adds the layers around the message or compound.
 fn wrap(packet: Bytes, options: &PacketOptions, crc: bool, nonces: &mut impl CryptoRng) -> Bytes {
-    let packet = compress::encode(&packet, options.compression).map_or(packet, Bytes::from);
+    let shorter = if packet.len() < COMPRESS_FROM { None } else { compress::encode(&packet, options.compression) };
+    let packet = shorter.map_or(packet, Bytes::from);
     let key = options.sealing_key();
     if options.label.is_empty() && !crc && key.is_none() {
         return packet;

@@ -17,7 +17,7 @@ use crate::actors::keys::Wrapping;
 use crate::actors::membership::{Members, Membership, MembershipParts};
 use crate::actors::transport::{TransportActor, TransportParts};
 use crate::actors::watch_hub::WatchHub;
-use crate::config::{self, Config, TransportKind};
+use crate::config::{self, Config, Networks, TransportKind};
 use crate::kv::Codecs;
 use crate::kv::gossip::{Contents, GossipConfig};
 use crate::swim::{LocalNode, SwimConfig};
@@ -26,6 +26,9 @@ use crate::wire::grafana;
 use crate::wire::message::NodeName;
 use crate::wire::{Compression, EncryptionVersion, Key, Keyring, Label, PacketOptions};
 
+/// Most bytes of peers' states that wait for the store: three of the largest.
+const STATES_WAITING: usize = 3 * crate::wire::stream::MAX_USER_STATE;
+
 /// The gossip side of a node: transport, membership, store.
 pub(super) struct GossipSide {
     pub(super) client: Arc<GossipClient>,
@@ -33,6 +36,7 @@ pub(super) struct GossipSide {
     pub(super) membership: Addr<Membership>,
     pub(super) transport: Arc<TransportParts>,
     pub(super) joined: watch::Receiver<Joined>,
+    pub(super) contents: Contents,
 }
 
 pub(super) fn bind(config: &Config, extras: &Extras) -> Result<Arc<dyn Transport>, StartError> {
@@ -41,15 +45,23 @@ pub(super) fn bind(config: &Config, extras: &Extras) -> Result<Arc<dyn Transport
     }
     let memberlist = &config.memberlist;
     let (ips, port) = (memberlist.bind_addresses(), memberlist.bind_port);
+    // All nodes of this machine dial from one address, and nobody else does.
+    let alone = ips.iter().all(IpAddr::is_loopback);
+    let limits = |limits: Limits| Limits {
+        max_streams_per_ip: if alone { limits.max_streams } else { limits.max_streams_per_ip },
+        ..limits
+    };
     match memberlist.transport {
-        TransportKind::Udp => Ok(Arc::new(NetTransport::bind(&ips, port, Limits::default())?)),
+        TransportKind::Udp => Ok(Arc::new(NetTransport::bind(&ips, port, limits(Limits::default()))?)),
         TransportKind::Tcp => {
+            let defaults = TcpSettings::default();
             let settings = TcpSettings {
+                limits: limits(defaults.limits),
                 max_packet: grafana::MAX_PACKET,
                 dial_timeout: memberlist.packet_dial_timeout,
                 write_timeout: memberlist.packet_write_timeout,
                 writers: usize::try_from(memberlist.max_concurrent_writes).unwrap_or(usize::MAX),
-                ..TcpSettings::default()
+                ..defaults
             };
             let transport = TcpTransport::bind(&ips, port, settings, Arc::new(GrafanaFraming))?;
             transport.advertise(advertised(config, transport.local_addr())?);
@@ -102,6 +114,7 @@ pub(super) fn start_gossip(
     transport: Arc<dyn Transport>,
     advertised: SocketAddr,
     meta: Bytes,
+    dns_server: Option<SocketAddr>,
 ) -> GossipSide {
     let queue = Arc::new(PacketQueue::default());
     let hub = Arc::new(WatchHub::default());
@@ -113,10 +126,12 @@ pub(super) fn start_gossip(
         },
         codecs: codecs.clone(),
         hub: hub.clone(),
+        events: events.clone(),
         membership: OnceLock::new(),
         contents: Contents::default(),
     });
     let wrapping = Wrapping::new(swim.packet.clone());
+    let network = transport.clone();
     let transport_parts = Arc::new(TransportParts {
         transport,
         queue: queue.clone(),
@@ -124,18 +139,22 @@ pub(super) fn start_gossip(
         stream_timeout: swim.stream_timeout,
         membership: OnceLock::new(),
         budget: ByteBudget::default(),
+        streams: Arc::default(),
     });
     let membership_parts = Arc::new(MembershipParts {
         config: swim,
         wrapping,
         local: LocalNode { name: NodeName::from(config.node.id.as_str()), addr: advertised, meta },
         queue,
+        network,
+        states: ByteBudget::new(STATES_WAITING),
         members: members.clone(),
         events: events.clone(),
         transport: OnceLock::new(),
         gossip: OnceLock::new(),
-        durable: Mutex::new(None),
+        had_left: Mutex::new(None),
         join_members: config.memberlist.join_members.clone(),
+        dns_server,
         join: JoinPolicy {
             max_retries: config.memberlist.max_join_retries,
             min_backoff: config.memberlist.min_join_backoff,
@@ -156,7 +175,8 @@ pub(super) fn start_gossip(
     let _ = membership_parts.gossip.set(gossip.clone());
     let client = GossipClient::new(gossip, hub.clone(), membership_parts.joined.subscribe());
     let joined = membership_parts.joined.subscribe();
-    GossipSide { client, hub, membership, transport: transport_parts, joined }
+    let contents = gossip_parts.contents.clone();
+    GossipSide { client, hub, membership, transport: transport_parts, joined, contents }
 }
 
 /// The keys from the configuration. A wrong key is refused: to go on without it would be to go on in the clear.
@@ -211,6 +231,8 @@ pub(super) fn swim_config(config: &Config) -> Result<SwimConfig, StartError> {
         packet_budget: usize::try_from(settings.udp_buffer_size).unwrap_or(1400),
         disable_tcp_pings: !settings.stream_ping_fallback,
         rejoin_interval: memberlist.rejoin_interval,
+        allowed_networks: Networks::parse(&memberlist.cidrs_allowed)
+            .map_err(|error| StartError::Config(format!("memberlist.cidrs_allowed: {error}")))?,
         ..SwimConfig::default()
     })
 }

@@ -10,7 +10,9 @@ use tokio::sync::watch;
 use super::{RingEntry, Spawner, ring_key};
 use crate::actors::events::EventHub;
 use crate::actors::heartbeat::{Heartbeat, HeartbeatParts, OwnInstance};
-use crate::actors::ring_keeper::{RingKeeper, RingParts};
+use crate::actors::multi::Shadow;
+use crate::actors::ring_keeper::{RingKeeper, RingParts, Source};
+use crate::actors::shadow::ShadowRing;
 use crate::actors::tokens_file;
 use crate::config::{Config, RingConfig};
 use crate::kv::SharedStore;
@@ -22,17 +24,15 @@ pub(super) fn start_ring(
     config: &Config,
     ring: &RingConfig,
     store: &SharedStore,
+    shadow: Option<&Arc<Shadow>>,
     events: &EventHub,
 ) -> RingEntry {
     let key = ring_key(config, ring);
-    let options = RingOptions {
-        replication_factor: usize::try_from(ring.replication_factor).unwrap_or(usize::MAX),
-        zone_awareness: ring.zone_awareness_enabled,
-        excluded_zones: ring.excluded_zones.clone(),
-        heartbeat_timeout: ring.heartbeat_timeout,
-    };
+    let options = options(ring);
     let grace = Freshness::new(ring.heartbeat_timeout + ring.heartbeat_period);
-    let parts = RingParts::new(ring.name.clone(), key.clone(), &options, grace, store.clone(), events.clone());
+    let shadow = shadow.map(|shadow| start_shadow(spawner, config, ring, &options, shadow, events));
+    let source = Source::Store(store.clone());
+    let parts = RingParts::new(ring.name.clone(), key.clone(), &options, grace, source, events.clone());
     let (heartbeat, heartbeat_address) = if ring.join {
         let (parts, address) = start_heartbeat(spawner, config, ring, key, store, events);
         (Some(parts), Some(address))
@@ -41,7 +41,34 @@ pub(super) fn start_ring(
     };
     let _ = parts.heartbeat.set(heartbeat_address.clone());
     spawner.spawn(format!("ring-keeper/{}", ring.name), RingKeeper::new(parts.clone()));
-    RingEntry { config: ring.clone(), parts, heartbeat, heartbeat_address }
+    RingEntry { config: ring.clone(), parts, shadow, heartbeat, heartbeat_address }
+}
+
+/// How a ring is read.
+pub(super) fn options(ring: &RingConfig) -> RingOptions {
+    RingOptions {
+        replication_factor: usize::try_from(ring.replication_factor).unwrap_or(usize::MAX),
+        zone_awareness: ring.zone_awareness_enabled,
+        excluded_zones: ring.excluded_zones.clone(),
+        heartbeat_timeout: ring.heartbeat_timeout,
+    }
+}
+
+/// A keeper of the same ring in the other store of a migration.
+fn start_shadow(
+    spawner: &Spawner,
+    config: &Config,
+    ring: &RingConfig,
+    options: &RingOptions,
+    shadow: &Arc<Shadow>,
+    events: &EventHub,
+) -> Arc<ShadowRing> {
+    let grace = Freshness::new(ring.heartbeat_timeout + ring.heartbeat_period);
+    let source = Source::Shadow(shadow.clone());
+    let parts = RingParts::new(ring.name.clone(), ring_key(config, ring), options, grace, source, events.clone());
+    let _ = parts.heartbeat.set(None);
+    spawner.spawn(format!("shadow-keeper/{}", ring.name), RingKeeper::new(parts.clone()));
+    Arc::new(ShadowRing::new(parts.snapshot.clone(), config.migration.shadow_lookups))
 }
 
 fn start_heartbeat(

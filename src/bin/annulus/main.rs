@@ -4,6 +4,7 @@
 //! |---|---|
 //! | `agent.rs` | `annulus agent`: runs a node until it is told to end |
 //! | `members.rs`, `ring.rs`, `kv.rs`, `migrate.rs`, `label.rs` | ask a running node over HTTP |
+//! | `preflight.rs` | asks all nodes whether a flip is safe |
 //! | `keys.rs` | makes gossip keys, and changes those of running nodes |
 //! | `decode.rs` | explains bytes of the wire, without a node |
 //! | `config.rs` | checks and shows configuration files, without a node |
@@ -22,6 +23,7 @@ mod label;
 mod members;
 mod migrate;
 mod output;
+mod preflight;
 mod ring;
 
 use std::process::ExitCode;
@@ -57,7 +59,7 @@ enum Command {
     /// Read and write the store, through the node.
     #[command(subcommand)]
     Kv(kv::Kv),
-    /// Show the move from one store to the other.
+    /// Show the move from one store to the other, and whether its next step is safe.
     #[command(subcommand)]
     Migrate(migrate::Migrate),
     /// Show who sends which label, and whether the next step of a change of label is safe.
@@ -106,7 +108,7 @@ fn run(cli: Cli) -> anyhow::Result<ExitCode> {
         Command::Members => ask(members::run(&target, output)),
         Command::Ring(ring) => ask(ring.run(&target, output)),
         Command::Kv(command) => ask(command.run(&target, output)),
-        Command::Migrate(command) => ask(command.run(&target, output)),
+        Command::Migrate(command) => ask_with_verdict(command.run(&target, output)),
         Command::Label(command) => ask_with_verdict(command.run(&target, output)),
         Command::Keygen(command) => command.run(output),
         Command::Keys(command) => ask(command.run(&target, output)),

@@ -132,7 +132,7 @@ impl Net {
                     let before = self.versions[node].insert(key, entry.version);
                     assert!(before.is_none_or(|before| before < entry.version), "a version went back");
                 }
-                Output::Changed { .. } => {}
+                Output::Changed { .. } | Output::Refused { .. } => {}
             }
         }
     }

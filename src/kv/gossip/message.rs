@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 
+use crate::kv::admission::Refused;
 use crate::kv::store::Entry;
 
 /// Settings of a gossip store.
@@ -61,6 +62,14 @@ pub enum Output {
         /// What it is now; `None` when it was deleted.
         entry: Option<Entry>,
     },
+    /// Entries of other nodes were refused by the [rules of admission](crate::kv::admission), or only just accepted. Told
+    /// once a minute at most, with the sums since the last time.
+    Refused {
+        /// The key of the latest.
+        key: Arc<str>,
+        /// How many, and why.
+        refused: Refused,
+    },
 }
 
 /// A change for the broadcast queue. A later broadcast of the same key replaces an earlier one whose content it covers.
@@ -99,6 +108,8 @@ pub struct GossipStats {
     pub invalid_time: u64,
     /// Pairs that were valid and had no room: too many keys, or the joined value would have been too large.
     pub dropped: u64,
+    /// Entries refused inside values that were otherwise accepted, by reason.
+    pub entries_refused: Refused,
     /// Tombstones of entries forgotten after their time.
     pub tombstones_removed: u64,
     /// Deleted keys forgotten after their time.

@@ -9,6 +9,7 @@ use bytes::Bytes;
 
 use super::liveness::Liveness;
 use super::{GossipStats, Output};
+use crate::kv::admission::Refused;
 use crate::kv::codec::{Codec, CodecError};
 use crate::kv::pair::KeyValuePair;
 use crate::kv::value::Value;
@@ -22,6 +23,12 @@ use crate::kv::value::Value;
 pub struct Contents(Arc<Mutex<State>>);
 
 impl Contents {
+    /// The counters of the store that uses the contents.
+    #[must_use]
+    pub fn stats(&self) -> GossipStats {
+        self.lock().stats
+    }
+
     /// The lock is held for map operations only, never while code of a codec or a value runs: a panic there leaves
     /// the contents as they were. So a poisoned lock would be no reason for alarm.
     pub(super) fn lock(&self) -> MutexGuard<'_, State> {
@@ -45,6 +52,9 @@ pub(super) struct State {
     pub(super) outputs: VecDeque<Output>,
     pub(super) next_sweep: Option<Instant>,
     pub(super) stats: GossipStats,
+    /// Refused entries that nobody was told of as yet, and when somebody was told last.
+    pub(super) refused: Refused,
+    pub(super) refused_told: Option<Instant>,
 }
 
 /// What is stored under a key.
@@ -52,6 +62,8 @@ pub(super) struct State {
 pub(super) struct Stored {
     pub(super) codec: Arc<dyn Codec>,
     pub(super) value: Value,
+    /// Tombstones that have left the value after their time; what they removed must not come back.
+    pub(super) forgotten: Option<Value>,
     pub(super) liveness: Liveness,
     pub(super) version: u64,
     /// The encoding of the value has at most about this many bytes; saves encoding it all to learn that it fits.
@@ -73,6 +85,9 @@ pub(super) struct OwnChange {
 
 /// How long local changes are remembered for another broadcast.
 pub(super) const OWN_CHANGE_LIFETIME: Duration = Duration::from_secs(60);
+
+/// How often, at most, somebody is told of refused entries.
+pub(super) const TELL_REFUSED_EVERY: Duration = Duration::from_secs(60);
 
 impl Stored {
     /// The pair that carries `value`, a part or the whole of what is stored.

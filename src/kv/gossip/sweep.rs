@@ -55,6 +55,8 @@ impl GossipStore {
             return false;
         }
         let (value, removed) = stored.value.without_tombstones(Some(before));
+        let forgotten =
+            if removed > 0 { stored.value.forgotten(stored.forgotten.as_ref(), Some(before)) } else { None };
         let settled = value.without_tombstones(None).1 == 0;
         self.stats.tombstones_removed += removed as u64;
         let mut state = self.contents.lock();
@@ -62,6 +64,7 @@ impl GossipStore {
             kept.settled = settled;
             if removed > 0 {
                 kept.value = value;
+                kept.forgotten = forgotten;
                 kept.encoded = None;
             }
         }

@@ -58,6 +58,7 @@ fn outputs(store: &mut GossipStore) -> (Vec<Broadcast>, Vec<(String, Option<u64>
         match output {
             Output::Broadcast(broadcast) => broadcasts.push(broadcast),
             Output::Changed { key, entry } => changed.push((key.to_string(), entry.map(|entry| entry.version))),
+            Output::Refused { .. } => panic!("these values have no rules of admission"),
         }
     }
     (broadcasts, changed)

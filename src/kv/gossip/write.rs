@@ -4,9 +4,10 @@ use std::sync::Arc;
 
 use super::liveness::Liveness;
 use super::merge::{self, Merged};
-use super::state::{OWN_CHANGE_LIFETIME, OwnChange, Stored, pair};
+use super::state::{OWN_CHANGE_LIFETIME, OwnChange, Stored, TELL_REFUSED_EVERY, pair};
 use super::{Broadcast, GossipStore, Output, entry};
 use crate::clock::Now;
+use crate::kv::admission::{Admitted, Known};
 use crate::kv::codec::{Codec, Codecs};
 use crate::kv::pair::{KeyValuePair, MAX_VALUE_LEN, PairError, check_key};
 use crate::kv::store::{CasOutcome, StoreError, StoreKind};
@@ -37,8 +38,9 @@ impl GossipStore {
         codec: Arc<dyn Codec>,
         stored: Option<Stored>,
         incoming: &Value,
-        combine: fn(&Value, &Value, Now) -> Result<Option<Merged>, TypeMismatch>,
+        combine: merge::Combine,
     ) -> Result<CasOutcome, StoreError> {
+        let rules = codec.clone();
         let mut next = match &stored {
             Some(stored) => Stored { codec, ..stored.clone() },
             None => new_key(codec, incoming.clone(), Liveness::default()),
@@ -51,9 +53,9 @@ impl GossipStore {
             }
             Some(stored) if stored.liveness.deleted => {
                 next.liveness = next.liveness.created(now);
-                merge::recreated(&stored.value, incoming, now)
+                merge::recreated(&*rules, &stored.value, incoming, now)
             }
-            Some(stored) => combine(&stored.value, incoming, now),
+            Some(stored) => combine(&*rules, &stored.value, incoming, now),
         };
         let merged = merged.map_err(|source| StoreError::Type { key: key.to_owned(), source })?;
         let Some(merged) = merged.and_then(|merged| merged.without_expired(now, self.config.left_timeout)) else {
@@ -100,9 +102,40 @@ impl GossipStore {
             self.stats.invalid_value += 1;
             return;
         };
+        let Some(value) = self.admitted(now, &pair.key, &*codec, value, liveness) else { return };
         if self.merge_remote(now, &pair.key, codec, &value, liveness, origin).is_err() {
             self.stats.invalid_value += 1;
         }
+    }
+
+    /// What of a value from another node may be joined; `None` when nothing is left of it.
+    fn admitted(&mut self, now: Now, key: &str, codec: &dyn Codec, value: Value, liveness: Liveness) -> Option<Value> {
+        let stored = self.lookup(key);
+        let known = stored.as_ref().map_or_else(Known::default, |stored| Known {
+            value: Some(&stored.value),
+            forgotten: stored.forgotten.as_ref(),
+        });
+        let Admitted { value, refused, reply } = codec.admit(value, known, now);
+        if refused.is_empty() {
+            return Some(value);
+        }
+        self.stats.entries_refused.add(refused);
+        let reply = reply.and_then(|reply| Some((pair(key, codec, &reply, stored?.liveness).ok()?, reply.content())));
+        let mut state = self.contents.lock();
+        let name: Arc<str> = key.into();
+        if let Some((pair, content)) = reply {
+            let (version, payload) = (state.last_version, pair.to_bytes());
+            let broadcast = Broadcast { key: name.clone(), content, version, local: false, payload };
+            state.outputs.push_back(Output::Broadcast(broadcast));
+        }
+        state.refused.add(refused);
+        let told = state.refused_told.map(|told| now.mono.saturating_duration_since(told));
+        if told.is_none_or(|ago| ago >= TELL_REFUSED_EVERY) {
+            state.refused_told = Some(now.mono);
+            let refused = std::mem::take(&mut state.refused);
+            state.outputs.push_back(Output::Refused { key: name, refused });
+        }
+        (liveness.deleted || !value.is_empty()).then_some(value)
     }
 
     fn merge_remote(
@@ -127,8 +160,11 @@ impl GossipStore {
                 (new_key(codec, merged.value.clone(), liveness), merged, origin)
             }
             Some(mut stored) => {
-                let joined = merge::joined(&stored.value, incoming, now)?;
-                let joined = joined.and_then(|joined| joined.without_expired(now, left_timeout));
+                let joined = merge::joined(&*codec, &stored.value, incoming, now)?;
+                let joined = joined.and_then(|joined| {
+                    let buries = merge::buries(&stored.value, &joined, now, left_timeout);
+                    if buries { Some(joined) } else { joined.without_expired(now, left_timeout) }
+                });
                 let turned = liveness > stored.liveness;
                 stored.liveness = stored.liveness.max(liveness);
                 stored.codec = codec;
@@ -217,7 +253,17 @@ impl GossipStore {
 
 /// A key that was not there.
 fn new_key(codec: Arc<dyn Codec>, value: Value, liveness: Liveness) -> Stored {
-    Stored { codec, value, liveness, version: 0, size_bound: 0, encoded: None, settled: false, own: None }
+    Stored {
+        codec,
+        value,
+        forgotten: None,
+        liveness,
+        version: 0,
+        size_bound: 0,
+        encoded: None,
+        settled: false,
+        own: None,
+    }
 }
 
 /// A key that we have not heard of, with nothing inside; `None` when there can be no such key.

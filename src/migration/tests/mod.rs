@@ -1,8 +1,9 @@
-//! Tests of the core: each rule on its own (`rules`, `reading`), and fleets in virtual time (`world`, `fleet`).
+//! Tests of the core: each rule on its own (`rules`, `reading`, `parity`), and fleets in virtual time (`world`, `fleet`).
 #![allow(clippy::unwrap_used)]
 
 mod fleet;
 mod map;
+mod parity;
 mod reading;
 mod rules;
 mod stores;

@@ -10,10 +10,10 @@ use crate::clock::Now;
 use crate::kv::{StoreError, StoreKind, Value};
 
 /// A core, its clock, and what it said.
-struct Bench {
-    core: MultiCore,
-    now: Now,
-    out: Vec<Output>,
+pub(super) struct Bench {
+    pub(super) core: MultiCore,
+    pub(super) now: Now,
+    pub(super) out: Vec<Output>,
 }
 
 const ID: OpId = OpId(1);
@@ -35,19 +35,25 @@ fn down(store: StoreKind) -> StoreError {
 }
 
 impl Bench {
-    fn with(config: MultiConfig) -> Self {
+    pub(super) fn with(config: MultiConfig) -> Self {
         let now = Now::read();
+        // The continuous comparison has its own tests.
+        Self::comparing(MultiConfig { parity_period: Duration::from_secs(100_000), ..config }, now)
+    }
+
+    /// With the comparison that the configuration asks for.
+    pub(super) fn comparing(config: MultiConfig, now: Now) -> Self {
         let mut bench = Self { core: MultiCore::new(config, now), now, out: Vec::new() };
         bench.collect();
         bench
     }
 
-    fn new() -> Self {
+    pub(super) fn new() -> Self {
         Self::with(MultiConfig::default())
     }
 
     /// Mirroring on, and its backfill of nothing through.
-    fn dual() -> Self {
+    pub(super) fn dual() -> Self {
         let mut bench = Self::new();
         bench.runtime(mirror(true));
         let list = bench.tasks().pop().unwrap().0;
@@ -56,45 +62,45 @@ impl Bench {
         bench
     }
 
-    fn collect(&mut self) {
+    pub(super) fn collect(&mut self) {
         while let Some(output) = self.core.poll_output() {
             self.out.push(output);
         }
     }
 
     /// Outputs from here on are those of this input and what follows.
-    fn input(&mut self, input: Input) {
+    pub(super) fn input(&mut self, input: Input) {
         self.out.clear();
         self.core.handle(self.now, input);
         self.collect();
     }
 
-    fn runtime(&mut self, runtime: RuntimeMulti) {
+    pub(super) fn runtime(&mut self, runtime: RuntimeMulti) {
         self.input(Input::Runtime(runtime));
     }
 
-    fn task_done(&mut self, id: TaskId, result: Result<TaskResult, StoreError>) {
+    pub(super) fn task_done(&mut self, id: TaskId, result: Result<TaskResult, StoreError>) {
         self.input(Input::TaskDone { id, result });
     }
 
-    fn wait(&mut self, by: Duration) {
+    pub(super) fn wait(&mut self, by: Duration) {
         self.now = self.now + by;
         self.input(Input::Tick);
     }
 
-    fn op(&mut self, kind: OpKind) {
+    pub(super) fn op(&mut self, kind: OpKind) {
         self.input(Input::Op { id: ID, key: key(), kind });
     }
 
-    fn done(&mut self, side: Side, result: Result<OpEffect, StoreError>) {
+    pub(super) fn done(&mut self, side: Side, result: Result<OpEffect, StoreError>) {
         self.input(Input::OpDone { id: ID, side, result });
     }
 
-    fn deliver(&mut self, side: Side, value: Value) {
+    pub(super) fn deliver(&mut self, side: Side, value: Value) {
         self.input(Input::Delivered { key: key(), side, value: Some(value) });
     }
 
-    fn tasks(&self) -> Vec<(TaskId, Side, Task)> {
+    pub(super) fn tasks(&self) -> Vec<(TaskId, Side, Task)> {
         let task = |output: &Output| match output {
             Output::Task { id, side, task } => Some((*id, *side, task.clone())),
             _ => None,
@@ -125,11 +131,11 @@ impl Bench {
         })
     }
 
-    fn view(&self) -> View {
+    pub(super) fn view(&self) -> View {
         self.core.view()
     }
 
-    fn said(&self, wanted: impl Fn(&MigrationEvent) -> bool) -> bool {
+    pub(super) fn said(&self, wanted: impl Fn(&MigrationEvent) -> bool) -> bool {
         self.out.iter().any(|output| matches!(output, Output::Event(event) if wanted(event)))
     }
 }
@@ -552,19 +558,6 @@ fn a_node_that_waits_for_its_runtime_configuration_holds_operations_and_starts_o
     bench.op(OpKind::Cas);
     bench.runtime(RuntimeMulti::default());
     assert_eq!(bench.runs_on(), Some(Side::A), "an empty one counts");
-}
-
-#[test]
-fn the_gate_keeps_a_node_on_the_old_primary_until_the_backfill_is_verified() {
-    let mut bench = Bench::with(MultiConfig { require_parity: true, ..MultiConfig::default() });
-    bench.runtime(to(StoreKind::Memberlist));
-    assert!(bench.said(|event| matches!(event, MigrationEvent::FlipRefused { .. })));
-    assert_eq!(bench.core.status(bench.now).pending_flip.unwrap().reason, "mirroring is off");
-    bench.runtime(mirror(true));
-    assert_eq!(bench.view().primary, Side::A);
-    let list = bench.tasks()[0].0;
-    bench.task_done(list, Ok(TaskResult::Keys(Vec::new())));
-    assert_eq!(bench.view().primary, Side::B);
 }
 
 #[test]

@@ -21,6 +21,7 @@ pub(super) struct Node {
     pub(super) replica: Replica,
     pub(super) view: View,
     pub(super) events: Vec<MigrationEvent>,
+    pub(super) reports: Vec<Result<Arc<ParityReport>, String>>,
     pub(super) drained: bool,
     /// Counts lives of the core: what was asked for by an earlier one does not reach the present one.
     life: u64,
@@ -188,6 +189,7 @@ impl World {
             replica: Replica::default(),
             view,
             events: Vec::new(),
+            reports: Vec::new(),
             drained: false,
             life: 0,
             ops: BTreeMap::new(),
@@ -380,6 +382,7 @@ impl World {
                     }
                     self.nodes[n].events.push(event);
                 }
+                Output::Parity { result, .. } => self.nodes[n].reports.push(result),
                 Output::Drained => self.nodes[n].drained = true,
             }
         }

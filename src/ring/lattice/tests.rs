@@ -21,7 +21,7 @@ fn joined(a: &Desc, b: &Desc) -> Desc {
 }
 
 fn ring(entries: impl IntoIterator<Item = (&'static str, Instance)>) -> Desc {
-    Desc { instances: entries.into_iter().map(|(id, entry)| (id.into(), entry)).collect() }
+    Desc { instances: entries.into_iter().map(|(id, entry)| (id.into(), entry)).collect(), ..Desc::default() }
 }
 
 fn entry(timestamp: i64, state: InstanceState, tokens: &[u32]) -> Instance {

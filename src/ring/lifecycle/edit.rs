@@ -26,6 +26,8 @@ pub struct Edit {
     pub action: Action,
     /// How many tokens the instance wants.
     pub num_tokens: usize,
+    /// The Unix time in seconds by a clock that does not go back: the latest time ever read, and what has passed since.
+    pub passed: i64,
     /// Seed for drawing tokens.
     pub seed: u64,
 }
@@ -82,7 +84,7 @@ impl Edit {
             Action::Publish { forget: Some((after, timeout)) } => self.forget(&mut desc, *after, *timeout, now),
             _ => false,
         };
-        let entry = self.stamped(wanted, stored, now);
+        let entry = self.stamped(wanted, stored, current, now);
         if !forgotten && stored == Some(&entry) {
             return None;
         }
@@ -104,6 +106,7 @@ impl Edit {
         entry.read_only = old.read_only;
         entry.read_only_updated_timestamp = old.read_only_updated_timestamp;
         entry.versions.clone_from(&old.versions);
+        entry.unknown.clone_from(&old.unknown);
         entry.tokens = old.tokens.clone();
         entry.state = match old.state {
             // It stopped on its way in and begins the way again, with the tokens that it had chosen.
@@ -126,7 +129,7 @@ impl Edit {
     fn verified(&self, current: Option<&Desc>, live: Option<&Instance>) -> Instance {
         let mut entry = self.entry.clone();
         let lost = current.map_or_else(Vec::new, |desc| {
-            let mut seen = Desc { instances: desc.instances.clone() };
+            let mut seen = desc.clone();
             seen.instances.insert(self.id.clone(), entry.clone());
             lost_tokens(&seen, &self.id)
         });
@@ -170,15 +173,30 @@ impl Edit {
 
     /// Dates the entry: not before now, and after what is stored if it says something else. Two writes within a
     /// second, or a clock that went back, would otherwise lose.
-    fn stamped(&self, mut entry: Instance, stored: Option<&Instance>, now: Now) -> Instance {
+    fn stamped(&self, mut entry: Instance, stored: Option<&Instance>, current: Option<&Desc>, now: Now) -> Instance {
         entry.normalize();
-        let now = now.unix_secs().max(self.entry.timestamp);
+        let now = now.unix_secs().max(self.reached(current, now));
         entry.timestamp = match stored {
             None => now,
             Some(stored) if stored.same_content(&entry) => now.max(stored.timestamp),
             Some(stored) => now.max(stored.timestamp.saturating_add(1)),
         };
         entry
+    }
+
+    /// How far time has come at least, whatever our clock says: not behind what we wrote last.
+    ///
+    /// When our clock has gone back behind that, either it was wrong before or it is wrong now. The heartbeats of the
+    /// others tell: as far as they have come, ours go on by the time that has really passed, or the others would see
+    /// us die. If ours are ahead of them all, they stay where they are until the clock gets there.
+    fn reached(&self, current: Option<&Desc>, now: Now) -> i64 {
+        let written = self.entry.timestamp;
+        if now.unix_secs() >= written {
+            return written;
+        }
+        let passed = self.passed.max(written);
+        let others = current.into_iter().flat_map(Desc::live).filter(|(id, _)| **id != self.id);
+        others.map(|(_, other)| other.timestamp).max().map_or(passed, |newest| newest.clamp(written, passed))
     }
 
     /// Removes others that are long dead, unless so many are that our own view is what is wrong.

@@ -67,7 +67,7 @@ pub enum Output {
         /// To be given back.
         id: u64,
         /// What to apply.
-        edit: Edit,
+        edit: Box<Edit>,
     },
     /// The instance is in another state. It is what the instance goes by; the store may learn it later.
     StateChanged {
@@ -114,6 +114,8 @@ pub struct LifecycleDurable {
     /// The tokens last given out by [`Output::SaveTokens`], or read from the file.
     saved: Arc<[u32]>,
     next_id: u64,
+    /// The time by a clock that does not go back.
+    clock: Now,
     /// When the store last confirmed our entry as it is.
     confirmed: Option<Instant>,
     ready_since: Option<Instant>,
@@ -159,6 +161,7 @@ impl Lifecycle {
             saved: own.tokens.clone(),
             own,
             next_id: 1,
+            clock: now,
             confirmed: None,
             ready_since: None,
             ready: false,
@@ -197,6 +200,8 @@ impl Lifecycle {
     /// Takes one input. Read [`Lifecycle::poll_output`] and [`Lifecycle::next_deadline`] afterwards.
     pub fn handle(&mut self, now: Now, input: Input) {
         self.last = now.mono;
+        let clock = self.life.clock + now.mono.saturating_duration_since(self.life.clock.mono);
+        self.life.clock = Now { unix: now.unix.max(clock.unix), ..now };
         match input {
             Input::Tick => {}
             Input::CasDone { id, result } => self.cas_done(now, id, result),

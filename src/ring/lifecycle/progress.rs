@@ -60,12 +60,13 @@ impl Lifecycle {
             entry: self.life.own.clone(),
             action,
             num_tokens: self.config.num_tokens,
+            passed: self.life.clock.unix_secs(),
             seed: self.rng.random(),
         };
         let id = self.life.next_id;
         self.life.next_id += 1;
         self.in_flight = Some((id, edit.clone()));
-        self.outputs.push_back(Output::Cas { id, edit });
+        self.outputs.push_back(Output::Cas { id, edit: Box::new(edit) });
     }
 
     fn next_action(&self, now: Now) -> Option<Action> {
@@ -138,6 +139,7 @@ impl Lifecycle {
         if edit.action == Action::Register {
             own.registered_timestamp = stored.registered_timestamp;
             own.versions.clone_from(&stored.versions);
+            own.unknown.clone_from(&stored.unknown);
             // Unless it was switched while the registration ran.
             if own.read_only_updated_timestamp == edit.entry.read_only_updated_timestamp {
                 own.read_only = stored.read_only;

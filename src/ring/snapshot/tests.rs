@@ -15,7 +15,7 @@ fn instance(zone: &str, tokens: &[u32]) -> Instance {
 }
 
 fn ring<const N: usize>(entries: [(&str, Instance); N]) -> Desc {
-    Desc { instances: entries.into_iter().map(|(id, entry)| (id.into(), entry)).collect() }
+    Desc { instances: entries.into_iter().map(|(id, entry)| (id.into(), entry)).collect(), ..Desc::default() }
 }
 
 fn at(second: u64) -> Duration {
@@ -178,7 +178,8 @@ fn heartbeats_alone_share_the_indexes_and_anything_else_rebuilds_them() {
     assert!(Arc::ptr_eq(&beat.topology, &first.topology));
     assert_eq!(beat.instances()[0].timestamp, 1020);
     assert_eq!(beat.digest(), first.digest());
-    let edits: [fn(&mut Desc); 9] = [
+    let edits: [fn(&mut Desc); 10] = [
+        |desc| desc.instances.get_mut("a").unwrap().versions = [(1, 2)].into(),
         |desc| desc.instances.get_mut("a").unwrap().state = InstanceState::Leaving,
         |desc| desc.instances.get_mut("a").unwrap().addr = "other".into(),
         |desc| desc.instances.get_mut("a").unwrap().zone = "other".into(),

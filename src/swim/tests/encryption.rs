@@ -42,7 +42,7 @@ fn a_cluster_with_key_label_and_compression_works_and_says_nothing_in_the_clear(
     for encryption_version in [EncryptionVersion::V1, EncryptionVersion::V0] {
         let options = PacketOptions { encryption_version, ..keyed(7) };
         let config = config(options.clone());
-        let mut net = Net::unjoined(5, 12, &config);
+        let mut net = Net::unjoined(6, 12, &config);
         net.wiretap = Some(Vec::new());
         net.loss = 0.05;
         net.nodes[3].user_state = Bytes::from(vec![b's'; 10_000]);

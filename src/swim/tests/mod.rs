@@ -6,6 +6,7 @@ mod cluster;
 mod encryption;
 mod harness;
 mod labels;
+mod limits;
 mod probes;
 mod properties;
 mod rules;

@@ -72,14 +72,51 @@ fn three_pings_in_one_compound_get_three_acks() {
 
 #[test]
 fn a_ping_for_somebody_else_is_not_answered() {
-    let mut one = One::new();
+    let mut one = prober(7..8);
     assert!(one.packet(Message::Ping(Ping { seq_no: 1, node: "you".into(), source: None })).is_empty());
     let answered = one.packet(Message::Ping(Ping { seq_no: 1, node: "".into(), source: source(7) }));
     assert_eq!(
-        sent(&answered),
-        [(addr(7), vec![ack(1)])],
+        sent(&answered).into_iter().map(|(to, messages)| (to, messages[0].clone())).collect::<Vec<_>>(),
+        [(addr(7), ack(1))],
         "an empty name is anybody, and the source is where to answer"
     );
+}
+
+#[test]
+fn a_ping_cannot_make_us_send_to_a_third_party() {
+    let mut one = prober(2..3);
+    let mut answered = |node: &str, named: std::net::SocketAddr| {
+        let source = Source { addr: WireIp::from(named.ip()), port: named.port(), node: node.into() };
+        let ping = Message::Ping(Ping { seq_no: 1, node: "me".into(), source: Some(source) });
+        sent(&one.packet(ping))[0].0
+    };
+    assert_eq!(answered("n8", addr(8)), addr(9), "a stranger names a victim: the answer goes to the sender");
+    assert_eq!(answered("n2", addr(8)), addr(9), "a member's name with a victim's address");
+    assert_eq!(answered("n2", addr(2)), addr(2), "a member, whatever its packet's source address was");
+    let other_port = std::net::SocketAddr::new(addr(9).ip(), 1234);
+    assert_eq!(answered("new", other_port), other_port, "the sender's own address, with the port at which it listens");
+}
+
+#[test]
+fn a_ping_is_relayed_to_members_only_and_refused_with_a_nack() {
+    let mut one = prober(2..3);
+    let request = |node: &str, target, nack| {
+        let target = WireIp::from(addr(target).ip());
+        Message::IndirectPing(IndirectPing {
+            seq_no: 7,
+            target,
+            port: 7946,
+            node: node.into(),
+            nack,
+            source: source(2),
+        })
+    };
+    let nack = vec![(addr(2), vec![Message::Nack(Nack { seq_no: 7 })])];
+    assert_eq!(sent(&one.packet(request("n6", 6, true))), nack, "nobody we know");
+    assert_eq!(sent(&one.packet(request("n2", 6, true))), nack, "a member's name, another's address");
+    assert!(sent(&one.packet(request("n6", 6, false))).is_empty(), "old peers know no nack");
+    assert_eq!(one.swim.stats().messages_refused["indirect_ping_to_stranger"], 3);
+    assert_eq!(sent(&one.packet(request("n2", 2, true)))[0].0, addr(2), "a member");
 }
 
 #[test]
@@ -95,6 +132,8 @@ fn an_ack_to_a_member_carries_news_and_one_to_a_stranger_does_not() {
 #[test]
 fn a_relayed_ping_passes_the_ack_on_with_the_requesters_number() {
     let mut one = One::new();
+    one.packet(Message::Alive(alive("n2", 2, 1)));
+    one.packet(Message::Alive(alive("n3", 3, 1)));
     let request = IndirectPing {
         seq_no: 77,
         target: WireIp::from(addr(3).ip()),
@@ -121,6 +160,7 @@ fn a_relayed_ping_passes_the_ack_on_with_the_requesters_number() {
 #[test]
 fn a_relayed_ping_is_forgotten_after_the_probe_timeout() {
     let mut one = One::new();
+    one.packet(Message::Alive(alive("n3", 3, 1)));
     let target = WireIp::from(addr(3).ip());
     let request = IndirectPing { seq_no: 7, target, port: 0, node: "n3".into(), nack: false, source: None };
     let outputs = one.packet(Message::IndirectPing(request));

@@ -91,7 +91,7 @@ impl One {
         self.packet(Message::Dead(Dead { incarnation, node: node.into(), from: from.into() }))
     }
 
-    fn push_pull(&mut self, nodes: Vec<PushNode>) -> Vec<Output> {
+    pub(super) fn push_pull(&mut self, nodes: Vec<PushNode>) -> Vec<Output> {
         let exchange = ExchangeId(1 << 63 | 5);
         let message =
             StreamMessage::PushPull(PushPull { join: true, label: None, nodes, user_state: Bytes::from_static(b"kv") });
@@ -101,12 +101,12 @@ impl One {
     }
 }
 
-fn push_node(name: &str, host: u8, incarnation: u32, state: MemberState, vsn: Option<Vsn>) -> PushNode {
+pub(super) fn push_node(name: &str, host: u8, incarnation: u32, state: MemberState, vsn: Option<Vsn>) -> PushNode {
     let Alive { node, addr, port, meta, .. } = alive(name, host, incarnation);
     PushNode { name: node, addr, port, meta, incarnation, state: Some(state), vsn }
 }
 
-fn events(outputs: &[Output]) -> Vec<&'static str> {
+pub(super) fn events(outputs: &[Output]) -> Vec<&'static str> {
     outputs
         .iter()
         .filter_map(|output| match output {

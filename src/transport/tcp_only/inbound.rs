@@ -14,6 +14,7 @@ use super::counters::Counted;
 use super::{Shared, Stream};
 use crate::transport::InboundPacket;
 use crate::transport::backoff::Backoff;
+use crate::transport::budget::StreamRefused;
 use crate::transport::counters::add;
 use crate::transport::framing::{Carries, FramingError, Unframed};
 use crate::transport::io::{ReadError, ReadLimits, feed_until};
@@ -101,7 +102,7 @@ async fn receive(shared: &Arc<Shared>, mut stream: Box<dyn Stream>, from: Socket
         },
         Carries::Stream => match shared.streams.try_send((stream, from)) {
             Ok(()) => add(&shared.counters.streams_in, 1),
-            Err(_) => add(&shared.counters.streams_refused, 1),
+            Err(_) => shared.counters.stream_refused(StreamRefused::Total),
         },
         Carries::Unknown => add(&shared.tcp.unknown_connections, 1),
     }

@@ -19,6 +19,7 @@ mod outbox;
 #[cfg(test)]
 mod tests;
 
+use std::collections::HashMap;
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock};
@@ -41,14 +42,14 @@ use super::framing::Framing;
 use super::io::connect_by;
 use super::tcp::{self, TcpListeners};
 use super::{
-    BoxFuture, ByteBudget, InboundPacket, Limits, PacketQueue, Stream, Transport, canonical, closed_error, lock,
+    BoxFuture, ByteBudget, InboundPacket, Limits, PacketQueue, Rates, Stream, Transport, canonical, closed_error, lock,
 };
 
 /// What a [`TcpTransport`] allows itself and others.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct TcpSettings {
     /// How many connections may be open that others opened. A packet is one, too, for the moment that it takes: default
-    /// 512 in total, and 64 from one IP address.
+    /// 512 in total, and 64 from one IP address; they may be opened as often as packets may come elsewhere.
     pub limits: Limits,
     /// Most bytes of one packet, sent or received. Default 10 MiB and 64 KiB.
     pub max_packet: usize,
@@ -65,7 +66,8 @@ pub struct TcpSettings {
 impl Default for TcpSettings {
     fn default() -> Self {
         Self {
-            limits: Limits { max_streams: 512, max_streams_per_ip: 64, ..Limits::default() },
+            // What elsewhere is a packet is a connection here.
+            limits: Limits { max_streams: 512, max_streams_per_ip: 64, streams: Rates::PACKETS, ..Limits::default() },
             max_packet: (10 << 20) + (64 << 10),
             read_timeout: Duration::from_secs(5),
             dial_timeout: Duration::from_secs(2),
@@ -255,6 +257,12 @@ impl Transport for TcpTransport {
                 idle.await;
             }
         })
+    }
+
+    fn set_members(&self, members: &HashMap<IpAddr, u32>) {
+        if let Some(listeners) = &*self.shared.listeners() {
+            listeners.budget.sources.set_members(members);
+        }
     }
 
     fn close(&self) {

@@ -1,0 +1,346 @@
+//! Comparing the two stores: all the time against what this node was shown, and thoroughly when somebody asks.
+//!
+//! The continuous comparison reads only the other store: what the primary holds is known from its watches. While the
+//! other store is gossip that costs nothing. It also works while the primary is away, and so tells whether the other
+//! store has all that this node ever saw.
+//!
+//! The thorough one lists and reads both stores, the primary twice, because two stores cannot be read at one moment: only
+//! what both readings of the primary show is a difference.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use serde::Serialize;
+
+use super::config::{MultiConfig, Side};
+use super::core::{Job, MultiCore};
+use super::message::{MigrationEvent, Output, Task, TaskResult};
+use crate::clock::Now;
+use crate::kv::{StoreError, StoreKind, Value};
+use crate::ring::parity::{Ids, Sides};
+use crate::ring::{Desc, RingOptions, RingParity};
+
+/// Reads and listings in flight at once.
+const MAX_IN_FLIGHT: usize = 8;
+
+/// How much longer the time between continuous comparisons is when the other store is a server: each costs a read.
+const REMOTE_FACTOR: u32 = 6;
+
+/// How the two stores compared at one moment.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct ParityReport {
+    /// When, in milliseconds since the Unix epoch.
+    pub at_unix_ms: u64,
+    /// The store that is read.
+    pub primary: StoreKind,
+    /// The other one.
+    pub secondary: StoreKind,
+    /// Whether both stores were listed and read. `false`: the other one was compared with what this node was shown.
+    pub thorough: bool,
+    /// Whether both hold the same, but for heartbeats and what is on its way.
+    pub equal: bool,
+    /// Whether the secondary has all that the primary has. It may have more.
+    pub secondary_has_all: bool,
+    /// Keys in each.
+    pub keys: Sides<usize>,
+    /// Keys that only the primary has.
+    pub only_primary: Ids,
+    /// Keys that only the secondary has. Not looked for when not thorough.
+    pub only_secondary: Ids,
+    /// The rings, by key.
+    pub rings: BTreeMap<String, RingParity>,
+    /// Other values that differ, by key.
+    pub values: BTreeMap<String, ValueParity>,
+    /// The largest part of the circle, 0 to 1, whose first owner a flip would change.
+    pub ownership_delta: f64,
+    /// The largest part of the circle whose replicas a flip would change.
+    pub replica_set_delta: f64,
+}
+
+/// How a value that is not a ring compares.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct ValueParity {
+    /// Entries of the primary's value that the secondary lacks, or has older.
+    pub secondary_lacks: usize,
+    /// Entries of the secondary's value that the primary lacks, or has older.
+    pub primary_lacks: usize,
+}
+
+/// Comparisons of one multi store.
+#[derive(Debug, Default)]
+pub(super) struct Parity {
+    run: Option<Run>,
+    /// Who waits for a thorough comparison that has not begun.
+    asked: Vec<u64>,
+    /// When the next continuous one is due.
+    due: Option<Instant>,
+    /// The last comparison, and when it ended.
+    pub(super) last: Option<(Instant, Arc<ParityReport>)>,
+    /// Why the last attempt failed, if it did.
+    pub(super) error: Option<String>,
+}
+
+/// A comparison in progress.
+#[derive(Debug)]
+struct Run {
+    /// For whom, when it is thorough.
+    thorough: Option<Vec<u64>>,
+    primary: Side,
+    lists: Vec<(Side, String)>,
+    keys: BTreeMap<Arc<str>, Readings>,
+    queue: Vec<(Arc<str>, Reading)>,
+    in_flight: usize,
+}
+
+/// What was read of a key.
+#[derive(Debug, Default)]
+struct Readings {
+    first: Option<Value>,
+    secondary: Option<Value>,
+    last: Option<Value>,
+}
+
+/// Which reading of a key.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Reading {
+    First,
+    Secondary,
+    Last,
+}
+
+impl Run {
+    fn thorough(asked: Vec<u64>, primary: Side, prefixes: &[String]) -> Self {
+        let both = |prefix: &String| [(primary, prefix.clone()), (primary.other(), prefix.clone())];
+        Self {
+            thorough: Some(asked),
+            primary,
+            lists: prefixes.iter().flat_map(both).collect(),
+            keys: BTreeMap::new(),
+            queue: Vec::new(),
+            in_flight: 0,
+        }
+    }
+
+    fn continuous(primary: Side, known: &BTreeMap<Arc<str>, Value>, prefixes: &[String]) -> Self {
+        let listed = known.iter().filter(|(key, _)| prefixes.iter().any(|prefix| key.starts_with(prefix.as_str())));
+        let shown = |(key, value): (&Arc<str>, &Value)| {
+            let readings = Readings { first: Some(value.clone()), secondary: None, last: Some(value.clone()) };
+            (key.clone(), readings)
+        };
+        let keys: BTreeMap<_, _> = listed.map(shown).collect();
+        let queue = keys.keys().map(|key| (key.clone(), Reading::Secondary)).collect();
+        Self { thorough: None, primary, lists: Vec::new(), keys, queue, in_flight: 0 }
+    }
+
+    fn found(&mut self, keys: Vec<String>) {
+        for key in keys {
+            let key: Arc<str> = key.into();
+            if !self.keys.contains_key(&key) {
+                self.keys.insert(key.clone(), Readings::default());
+                self.queue.push((key, Reading::First));
+            }
+        }
+    }
+
+    fn read(&mut self, key: &Arc<str>, reading: Reading, value: Option<Value>) {
+        let Some(readings) = self.keys.get_mut(key) else { return };
+        let next = match reading {
+            Reading::First => {
+                readings.first = value;
+                Reading::Secondary
+            }
+            Reading::Secondary => {
+                readings.secondary = value;
+                if self.thorough.is_none() {
+                    return;
+                }
+                Reading::Last
+            }
+            Reading::Last => return readings.last = value,
+        };
+        self.queue.push((key.clone(), next));
+    }
+
+    fn next(&mut self) -> Option<(Job, Side, Task)> {
+        if let Some((side, prefix)) = self.lists.pop() {
+            return Some((Job::ParityList, side, Task::List { prefix }));
+        }
+        let (key, reading) = self.queue.pop()?;
+        let side = if reading == Reading::Secondary { self.primary.other() } else { self.primary };
+        Some((Job::ParityRead(key.clone(), reading), side, Task::Get { key }))
+    }
+}
+
+impl MultiCore {
+    /// Somebody wants a thorough comparison.
+    pub(super) fn ask_parity(&mut self, id: u64) {
+        self.parity.asked.push(id);
+    }
+
+    /// What was being compared is not what it was: the primary is another one.
+    pub(super) fn restart_parity(&mut self) {
+        if let Some(Run { thorough: Some(asked), .. }) = self.parity.run.take() {
+            self.parity.asked.extend(asked);
+        }
+        self.tasks.retain(|_, job| !matches!(job, Job::ParityList | Job::ParityRead(..)));
+        self.parity.last = None;
+        self.parity.due = None;
+    }
+
+    /// The other store was brought up to date: look at it now.
+    pub(super) fn compare_soon(&mut self, now: Now) {
+        self.parity.due = Some(now.mono);
+    }
+
+    pub(super) fn parity_deadline(&self, now: Instant) -> Option<Instant> {
+        self.parity.due.filter(|due| self.parity.run.is_none() && *due > now)
+    }
+
+    /// Begins a comparison that is due, goes on with the one in progress, or ends it.
+    pub(super) fn step_parity(&mut self, now: Now) {
+        if self.parity.run.is_none() {
+            let primary = self.durable.primary;
+            if !self.parity.asked.is_empty() {
+                let asked = std::mem::take(&mut self.parity.asked);
+                self.parity.run = Some(Run::thorough(asked, primary, &self.config.prefixes));
+            } else if !self.durable.mirror {
+                self.parity.due = None;
+            } else if *self.parity.due.get_or_insert(now.mono + self.config.parity_period) <= now.mono {
+                self.parity.run = Some(Run::continuous(primary, &self.durable.known, &self.config.prefixes));
+            }
+        }
+        while let Some(run) = self.parity.run.as_mut() {
+            if run.in_flight >= MAX_IN_FLIGHT {
+                return;
+            }
+            match run.next() {
+                Some((job, side, task)) => {
+                    run.in_flight += 1;
+                    self.start_task(job, side, task);
+                }
+                None if run.in_flight > 0 => return,
+                None => self.end_parity(now),
+            }
+        }
+    }
+
+    pub(super) fn parity_task_done(&mut self, now: Now, job: Job, result: Result<TaskResult, StoreError>) {
+        let Some(run) = self.parity.run.as_mut() else { return };
+        run.in_flight = run.in_flight.saturating_sub(1);
+        match (job, result) {
+            (Job::ParityList, Ok(TaskResult::Keys(keys))) => run.found(keys),
+            (Job::ParityRead(key, reading), Ok(TaskResult::Value(value))) => run.read(&key, reading, value),
+            (_, Err(error)) => self.fail_parity(now, error.to_string()),
+            (_, Ok(_)) => self.fail_parity(now, "a store answered another question".to_owned()),
+        }
+    }
+
+    fn fail_parity(&mut self, now: Now, error: String) {
+        let Some(run) = self.parity.run.take() else { return };
+        self.tasks.retain(|_, job| !matches!(job, Job::ParityList | Job::ParityRead(..)));
+        self.parity.error = Some(error.clone());
+        self.parity.due = Some(now.mono + self.parity_period());
+        if let Some(ids) = run.thorough {
+            self.out.push_back(Output::Parity { ids, result: Err(error) });
+        }
+    }
+
+    fn end_parity(&mut self, now: Now) {
+        let Some(run) = self.parity.run.take() else { return };
+        let report = Arc::new(report(&self.config, &run, now));
+        let had_all = self.parity.last.as_ref().map(|(_, last)| last.secondary_has_all);
+        if had_all != Some(report.secondary_has_all) && self.durable.mirror {
+            let store = report.secondary;
+            self.event(if report.secondary_has_all {
+                MigrationEvent::ParityReached { store }
+            } else {
+                MigrationEvent::ParityLost { store, ownership_delta: report.ownership_delta }
+            });
+        }
+        self.parity.error = None;
+        self.parity.last = Some((now.mono, report.clone()));
+        self.parity.due = Some(now.mono + self.parity_period());
+        if let Some(ids) = run.thorough {
+            self.out.push_back(Output::Parity { ids, result: Ok(report) });
+        }
+    }
+
+    /// The time between continuous comparisons.
+    pub(super) fn parity_period(&self) -> Duration {
+        match self.config.kind(self.durable.primary.other()) {
+            StoreKind::Consul | StoreKind::Etcd => self.config.parity_period * REMOTE_FACTOR,
+            _ => self.config.parity_period,
+        }
+    }
+}
+
+fn report(config: &MultiConfig, run: &Run, now: Now) -> ParityReport {
+    let mut report = ParityReport {
+        at_unix_ms: u64::try_from(now.unix.as_millis()).unwrap_or(u64::MAX),
+        primary: config.kind(run.primary),
+        secondary: config.kind(run.primary.other()),
+        thorough: run.thorough.is_some(),
+        equal: true,
+        secondary_has_all: true,
+        keys: Sides { primary: 0, secondary: 0 },
+        only_primary: Ids::default(),
+        only_secondary: Ids::default(),
+        rings: BTreeMap::new(),
+        values: BTreeMap::new(),
+        ownership_delta: 0.0,
+        replica_set_delta: 0.0,
+    };
+    for (key, readings) in &run.keys {
+        report.keys.primary += usize::from(readings.last.is_some());
+        report.keys.secondary += usize::from(readings.secondary.is_some());
+        match (&readings.last, &readings.secondary) {
+            (None, None) => continue,
+            (None, Some(_)) if readings.first.is_none() => report.only_secondary.add(key),
+            (Some(_), None) if readings.first.is_some() => report.only_primary.add(key),
+            // It came or went while we looked.
+            (None, Some(_)) | (Some(_), None) => {}
+            (Some(_), Some(_)) => {}
+        }
+        add_value(&mut report, config, key, readings, now);
+    }
+    let rings = report.rings.values();
+    report.equal = report.only_primary.count == 0
+        && report.only_secondary.count == 0
+        && report.values.is_empty()
+        && rings.clone().all(RingParity::is_equal);
+    report.secondary_has_all = report.only_primary.count == 0
+        && report.values.values().all(|value| value.secondary_lacks == 0)
+        && rings.clone().all(RingParity::secondary_has_all);
+    report.ownership_delta = rings.clone().map(|ring| ring.ownership_delta).fold(0.0, f64::max);
+    report.replica_set_delta = rings.map(|ring| ring.replica_set_delta).fold(0.0, f64::max);
+    report
+}
+
+fn add_value(report: &mut ParityReport, config: &MultiConfig, key: &Arc<str>, readings: &Readings, now: Now) {
+    let some = readings.last.as_ref().or(readings.secondary.as_ref());
+    if some.is_some_and(|value| value.is::<Desc>()) {
+        let empty = Desc::default();
+        let ring = |value: &Option<Value>| value.as_ref().and_then(|value| value.downcast_ref::<Desc>()).cloned();
+        let [first, last, secondary] =
+            [&readings.first, &readings.last, &readings.secondary].map(|value| ring(value).unwrap_or(empty.clone()));
+        let default = RingOptions::default();
+        let options = config.rings.get(&**key).unwrap_or(&default);
+        let parity = RingParity::compare([&first, &last], &secondary, options, config.in_flight, now.unix);
+        report.rings.insert(key.to_string(), parity);
+        return;
+    }
+    let (Some(first), Some(last), Some(secondary)) = (&readings.first, &readings.last, &readings.secondary) else {
+        return;
+    };
+    // What joining would bring, by entry; of the two readings, what both show.
+    let lacks = |of: &Value, than: &Value| -> BTreeSet<String> {
+        let change = of.join(than, now).ok().and_then(|joined| joined.change);
+        change.map(|change| change.content().into_iter().collect()).unwrap_or_default()
+    };
+    let secondary_lacks = lacks(secondary, first).intersection(&lacks(secondary, last)).count();
+    let primary_lacks = lacks(first, secondary).intersection(&lacks(last, secondary)).count();
+    if secondary_lacks + primary_lacks > 0 {
+        report.values.insert(key.to_string(), ValueParity { secondary_lacks, primary_lacks });
+    }
+}

@@ -1,0 +1,282 @@
+//! Comparing the stores, the gates that depend on it, and the way back.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::super::parity::ParityReport;
+use super::super::*;
+use super::map::Map;
+use super::rules::Bench;
+use super::world::{mirror, secs, to};
+use crate::clock::Now;
+use crate::kv::{StoreError, StoreKind, Value};
+use crate::ring::{Desc, Instance, InstanceState};
+
+/// What the two stores hold, for tasks to be answered from.
+#[derive(Default)]
+struct Stores([BTreeMap<String, Value>; 2]);
+
+impl Stores {
+    fn put(&mut self, side: Side, key: &str, value: &Value) {
+        self.0[side.index()].insert(key.to_owned(), value.clone());
+    }
+
+    fn answer(&mut self, side: Side, task: &Task, now: Now) -> TaskResult {
+        let store = &mut self.0[side.index()];
+        match task {
+            Task::List { prefix } => {
+                TaskResult::Keys(store.keys().filter(|key| key.starts_with(prefix)).cloned().collect())
+            }
+            Task::Get { key } => TaskResult::Value(store.get(&**key).cloned()),
+            Task::Join { key, delta } => {
+                let joined = match store.get(&**key) {
+                    Some(value) => value.join(delta, now).unwrap().value,
+                    None => delta.clone(),
+                };
+                store.insert(key.to_string(), joined);
+                TaskResult::Done
+            }
+            Task::Delete { key } => {
+                store.remove(&**key);
+                TaskResult::Done
+            }
+        }
+    }
+
+    /// Answers tasks until there are no more. Returns everything that was said meanwhile.
+    fn work(&mut self, bench: &mut Bench) -> Vec<Output> {
+        let mut said = std::mem::take(&mut bench.out);
+        let mut tasks = said.iter().filter_map(task).collect::<Vec<_>>();
+        while let Some((id, side, task_of)) = tasks.pop() {
+            let answer = self.answer(side, &task_of, bench.now);
+            bench.task_done(id, Ok(answer));
+            tasks.extend(bench.out.iter().filter_map(task));
+            said.append(&mut bench.out);
+        }
+        said
+    }
+}
+
+fn task(output: &Output) -> Option<(TaskId, Side, Task)> {
+    match output {
+        Output::Task { id, side, task } => Some((*id, *side, task.clone())),
+        _ => None,
+    }
+}
+
+fn ring(ids: &[&str], now: Now) -> Value {
+    let instance = |id: &&str| {
+        let token = u32::from(id.as_bytes()[0]) << 24;
+        let one = Instance {
+            timestamp: now.unix_secs() - 60,
+            state: InstanceState::Active,
+            tokens: [token].into(),
+            ..Instance::default()
+        };
+        (Arc::from(*id), one)
+    };
+    Value::new(Desc { instances: ids.iter().map(instance).collect(), ..Desc::default() })
+}
+
+fn report(said: &[Output]) -> Arc<ParityReport> {
+    said.iter()
+        .find_map(|output| match output {
+            Output::Parity { result: Ok(report), .. } => Some(report.clone()),
+            _ => None,
+        })
+        .expect("a report")
+}
+
+fn closed(bench: &Bench) -> Vec<&'static str> {
+    bench.core.gates(bench.now).iter().filter(|gate| !gate.open).map(|gate| gate.name).collect()
+}
+
+/// Mirroring, with a ring of three in the primary, shown to this node and backfilled.
+fn mirroring(require_parity: bool) -> (Bench, Stores) {
+    let mut bench = Bench::comparing(MultiConfig { require_parity, ..MultiConfig::default() }, Now::read());
+    let mut stores = Stores::default();
+    let value = ring(&["a", "k", "x"], bench.now);
+    stores.put(Side::A, "ring", &value);
+    bench.input(Input::Delivered { key: "ring".into(), side: Side::A, value: Some(value) });
+    bench.input(Input::Members(3));
+    bench.runtime(mirror(true));
+    stores.work(&mut bench);
+    (bench, stores)
+}
+
+#[test]
+fn the_stores_are_read_primary_secondary_primary_and_compared() {
+    let mut bench = Bench::new();
+    let mut stores = Stores::default();
+    stores.put(Side::A, "ring", &ring(&["a", "k", "x"], bench.now));
+    stores.put(Side::B, "ring", &ring(&["a", "k"], bench.now));
+    stores.put(Side::A, "only-here", &Map::one("n", 1, Some(1)).value());
+    stores.put(Side::B, "only-there", &Map::one("n", 1, Some(1)).value());
+    stores.put(Side::A, "map", &Map::one("n", 2, Some(2)).value());
+    stores.put(Side::B, "map", &Map::one("n", 1, Some(1)).value());
+    bench.input(Input::ParityAsked { id: 7 });
+    let said = stores.work(&mut bench);
+    let report = report(&said);
+    assert!(said.iter().any(|output| matches!(output, Output::Parity { ids, .. } if *ids == [7])));
+    assert!(report.thorough && !report.equal && !report.secondary_has_all);
+    assert_eq!((report.keys.primary, report.keys.secondary), (3, 3));
+    assert_eq!(
+        (&report.only_primary.ids[..], &report.only_secondary.ids[..]),
+        (&["only-here".into()][..], &["only-there".into()][..])
+    );
+    assert_eq!(report.rings["ring"].only_primary.ids, ["x"]);
+    assert!(report.ownership_delta > 0.01, "{}", report.ownership_delta);
+    assert_eq!((report.values["map"].secondary_lacks, report.values["map"].primary_lacks), (1, 0));
+    let reads = said.iter().filter_map(task).filter(|(_, _, task)| matches!(task, Task::Get { .. }));
+    let sides: Vec<Side> = reads
+        .filter(|(_, _, task)| matches!(task, Task::Get { key } if &**key == "ring"))
+        .map(|(_, side, _)| side)
+        .collect();
+    assert_eq!(sides, [Side::A, Side::B, Side::A]);
+    assert!(serde_json::to_value(&*report).unwrap()["rings"]["ring"]["digest"]["primary"].is_string());
+}
+
+#[test]
+fn a_store_that_cannot_be_read_is_told_to_who_asked() {
+    let mut bench = Bench::new();
+    bench.input(Input::ParityAsked { id: 1 });
+    let (id, _, _) = bench.tasks()[0].clone();
+    let down = StoreError::Unavailable { store: StoreKind::Consul, reason: "down".into() };
+    bench.task_done(id, Err(down));
+    assert!(bench.out.iter().any(|output| matches!(output, Output::Parity { ids, result: Err(_) } if *ids == [1])));
+    // Later answers of the same comparison mean nothing, and the next question is answered.
+    bench.input(Input::ParityAsked { id: 2 });
+    let said = Stores::default().work(&mut bench);
+    assert!(report(&said).equal);
+}
+
+#[test]
+fn while_mirroring_the_other_store_is_compared_all_the_time_at_the_cost_of_one_read_there() {
+    let (mut bench, mut stores) = mirroring(false);
+    let parity = bench.core.status(bench.now).parity.unwrap();
+    assert!(parity.equal && parity.secondary_has_all);
+    bench.wait(secs(5));
+    let tasks = bench.tasks();
+    assert!(matches!(&tasks[..], [(_, Side::B, Task::Get { .. })]), "{tasks:?}");
+    // Somebody takes an instance out of the other store.
+    stores.put(Side::B, "ring", &ring(&["a", "k"], bench.now));
+    let said = stores.work(&mut bench);
+    let lost = |output: &Output| matches!(output, Output::Event(MigrationEvent::ParityLost { ownership_delta, .. }) if *ownership_delta > 0.0);
+    assert!(said.iter().any(lost), "{said:?}");
+    assert!(!bench.core.status(bench.now).parity.unwrap().secondary_has_all);
+    assert_eq!(closed(&bench), ["parity"]);
+    stores.put(Side::B, "ring", &ring(&["a", "k", "x"], bench.now));
+    bench.wait(secs(5));
+    let said = stores.work(&mut bench);
+    assert!(said.iter().any(|output| matches!(output, Output::Event(MigrationEvent::ParityReached { .. }))));
+    assert!(closed(&bench).is_empty());
+}
+
+#[test]
+fn every_gate_closes_for_its_reason() {
+    let (mut bench, mut stores) = mirroring(true);
+    assert!(closed(&bench).is_empty());
+    bench.input(Input::Members(2));
+    assert_eq!(closed(&bench), ["members"], "two members for three instances");
+    bench.input(Input::Members(4));
+    // A write that the other store does not take.
+    bench.op(OpKind::Cas);
+    bench.done(Side::A, Ok(OpEffect::Written(ring(&["b"], bench.now))));
+    bench.wait(secs(3));
+    assert_eq!(closed(&bench), ["outbox"]);
+    bench.wait(secs(15));
+    assert_eq!(closed(&bench), ["outbox", "lag"]);
+    bench.wait(secs(10));
+    assert_eq!(closed(&bench), ["outbox", "lag", "parity"], "nothing was compared for a while either");
+    stores.work(&mut bench);
+    bench.wait(secs(60));
+    stores.work(&mut bench);
+    bench.runtime(mirror(false));
+    assert!(closed(&bench).contains(&"mirror") && closed(&bench).contains(&"backfill"), "{:?}", closed(&bench));
+}
+
+#[test]
+fn a_node_that_has_to_be_sure_stays_says_why_and_flips_by_itself_when_the_gates_open() {
+    let (mut bench, mut stores) = mirroring(true);
+    stores.put(Side::B, "ring", &ring(&["a"], bench.now));
+    bench.wait(secs(5));
+    stores.work(&mut bench);
+    bench.runtime(to(StoreKind::Memberlist));
+    assert_eq!(bench.view().primary, Side::A);
+    assert!(bench.said(|event| matches!(event, MigrationEvent::FlipRefused { .. })));
+    let reason = bench.core.status(bench.now).pending_flip.unwrap().reason;
+    assert!(reason.contains("lacks 0 keys, 2 instances"), "{reason}");
+    // Told once for each set of reasons, not once a comparison.
+    bench.wait(secs(5));
+    let said = stores.work(&mut bench);
+    assert!(!said.iter().any(|output| matches!(output, Output::Event(MigrationEvent::FlipRefused { .. }))));
+    // What is missing arrives.
+    stores.put(Side::B, "ring", &ring(&["a", "k", "x"], bench.now));
+    bench.wait(secs(5));
+    stores.work(&mut bench);
+    assert_eq!(bench.view().primary, Side::B);
+}
+
+#[test]
+fn a_node_that_has_to_be_sure_may_leave_a_primary_that_is_away_when_the_other_has_all_that_it_saw() {
+    let (mut bench, mut stores) = mirroring(true);
+    // Nothing of the primary answers from here on; the comparison needs only the other store.
+    bench.wait(secs(5));
+    stores.work(&mut bench);
+    bench.runtime(to(StoreKind::Memberlist));
+    let down = StoreError::Unavailable { store: StoreKind::Consul, reason: "down".into() };
+    for _ in 0..8 {
+        let tasks = bench.tasks();
+        if tasks.is_empty() {
+            break;
+        }
+        for (id, side, task) in tasks {
+            let result = if side == Side::A { Err(down.clone()) } else { Ok(stores.answer(side, &task, bench.now)) };
+            bench.task_done(id, result);
+        }
+    }
+    assert_eq!(bench.view().primary, Side::B);
+}
+
+#[test]
+fn the_way_back_is_safe_while_the_old_store_follows_and_grows_stale_when_it_does_not() {
+    let (mut bench, mut stores) = mirroring(false);
+    assert_eq!(bench.core.rollback(bench.now), Rollback::Safe, "before the flip there is nothing to go back from");
+    bench.runtime(to(StoreKind::Memberlist));
+    stores.work(&mut bench);
+    assert_eq!(bench.view().primary, Side::B);
+    bench.input(Input::Delivered { key: "ring".into(), side: Side::B, value: Some(ring(&["a", "k", "x"], bench.now)) });
+    bench.wait(secs(31));
+    stores.work(&mut bench);
+    assert_eq!(bench.core.rollback(bench.now), Rollback::Safe);
+    // Consul is away; a write waits for it.
+    bench.op(OpKind::Cas);
+    bench.done(Side::B, Ok(OpEffect::Written(ring(&["b"], bench.now))));
+    let down = StoreError::Unavailable { store: StoreKind::Consul, reason: "down".into() };
+    for (id, _, _) in bench.tasks() {
+        bench.task_done(id, Err(down.clone()));
+    }
+    bench.wait(secs(40));
+    let Rollback::Stale { age_ms } = bench.core.rollback(bench.now) else { panic!("not stale") };
+    assert!((35_000..=45_000).contains(&age_ms), "{age_ms}");
+    // It is back and gets everything.
+    stores.work(&mut bench);
+    bench.wait(secs(31));
+    stores.work(&mut bench);
+    assert_eq!(bench.core.rollback(bench.now), Rollback::Safe);
+    // Without the mirror it grows old from now on.
+    bench.runtime(mirror(false));
+    bench.wait(Duration::from_secs(9));
+    assert!(matches!(bench.core.rollback(bench.now), Rollback::Stale { age_ms: 9_000..=10_000 }));
+}
+
+#[test]
+fn a_store_that_is_being_given_up_is_no_way_back() {
+    let bench = Bench::with(MultiConfig { teardown: true, ..MultiConfig::default() });
+    assert_eq!(bench.core.rollback(bench.now), Rollback::Impossible);
+    assert_eq!(
+        serde_json::to_value(Rollback::Stale { age_ms: 5 }).unwrap(),
+        serde_json::json!({ "state": "stale", "age_ms": 5 })
+    );
+}
