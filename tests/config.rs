@@ -329,7 +329,9 @@ fn combinations_that_cannot_work_are_refused() {
         (vec!["node.id=a\nb"], "node.id"),
         (vec![id.as_str()], "node.id"),
         (vec![label.as_str()], "memberlist.cluster_label"),
-        (vec!["memberlist.transport=tcp"], "memberlist.transport"),
+        (vec!["memberlist.transport=tcp", "memberlist.udp_buffer_size=11MiB"], "memberlist.udp_buffer_size"),
+        (vec!["memberlist.transport=tcp", "memberlist.max_concurrent_writes=1"], "memberlist.max_concurrent_writes"),
+        (vec!["memberlist.transport=tcp", "memberlist.packet_dial_timeout=0s"], "memberlist.packet_dial_timeout"),
         (vec!["memberlist.tls_enabled=true"], "memberlist.tls_enabled"),
         (vec!["memberlist.advertise_addr=gossip.local"], "memberlist.advertise_addr"),
         (vec!["memberlist.join_members=ok:1,dns+noport"], "memberlist.join_members[1]"),
@@ -375,13 +377,13 @@ fn gossip_keys_that_cannot_work_are_refused() {
 
 #[test]
 fn all_problems_are_listed_at_once() {
-    let error =
-        sets(&["memberlist.transport=tcp", "memberlist.tls_enabled=true", "http.listen=x", "node.id="]).unwrap_err();
+    let error = sets(&["memberlist.udp_buffer_size=1B", "memberlist.tls_enabled=true", "http.listen=x", "node.id="])
+        .unwrap_err();
     let text = error.to_string();
     for part in [
         "node.id: ",
-        "memberlist.transport: `tcp` is not built yet, see CHANGELOG",
-        "memberlist.tls_enabled: ",
+        "memberlist.udp_buffer_size: ",
+        "memberlist.tls_enabled: TLS between nodes is not built yet, see CHANGELOG",
         "http.listen: ",
     ] {
         assert!(text.contains(part), "{text}");

@@ -6,7 +6,7 @@
 //! # Layout
 //!
 //! * [`guard`]: survives panics and stops, restarts in place; [`supervisor`]: owns the tree.
-//! * `transport`, `membership`, `gossip`: packets, members, and the store that they carry.
+//! * `transport`, `framing`, `membership`, `gossip`: packets, members, and the store that they carry.
 //! * `mirror`: the multi store; `multi`: how its users see it.
 //! * `ring_keeper`, `heartbeat`: a ring as this node sees it, and this node's place in it; [`shadow`]: the ring as the other store
 //!   of a migration has it.
@@ -15,6 +15,7 @@
 
 pub mod config_watcher;
 pub mod events;
+pub(crate) mod framing;
 pub(crate) mod gossip;
 pub mod guard;
 pub mod heartbeat;

@@ -297,6 +297,12 @@ impl System {
             if !matches!(tokio::time::timeout(limit, membership.send(Leave)).await, Ok(Ok(()))) {
                 report.unfinished.push("gossip: the goodbye was not passed on".to_owned());
             }
+            // Passed on to the sockets; over TCP that is not yet to the others.
+            if let Some(transport) = &self.transport
+                && tokio::time::timeout(limit, transport.transport.flush()).await.is_err()
+            {
+                report.unfinished.push("gossip: packets were still waiting to be sent".to_owned());
+            }
         }
         report
     }

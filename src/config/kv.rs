@@ -181,6 +181,9 @@ pub struct MultiConfig {
     /// Longest wait for one mirrored write. 0s sets no limit.
     #[serde(with = "units::duration")]
     pub mirror_timeout: Duration,
+    /// Keep removed instances in Consul or etcd as LEFT entries, so that a node that is behind cannot bring them back.
+    /// false: take them out at once, for programs of the Grafana family that read there.
+    pub keep_tombstones: bool,
 }
 
 impl Default for MultiConfig {
@@ -190,6 +193,7 @@ impl Default for MultiConfig {
             secondary: KvStore::Memberlist,
             mirror_enabled: false,
             mirror_timeout: Duration::from_secs(2),
+            keep_tombstones: true,
         }
     }
 }

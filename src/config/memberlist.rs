@@ -19,7 +19,7 @@ pub enum TransportKind {
     /// UDP packets and TCP streams, as memberlist, Serf and Consul do.
     #[default]
     Udp,
-    /// Everything over TCP, as the Grafana databases do. Refused by this version.
+    /// Everything over TCP, as the Grafana databases do.
     Tcp,
 }
 
@@ -43,8 +43,8 @@ pub enum Compression {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct MemberlistConfig {
-    /// udp: UDP packets and TCP streams, as memberlist, Serf and Consul. tcp: all TCP, as the Grafana databases (not in
-    /// this version).
+    /// udp: UDP packets and TCP streams, as memberlist, Serf and Consul. tcp: all TCP, as the Grafana databases; goes with
+    /// profile grafana.
     pub transport: TransportKind,
     /// IP addresses to listen on. Empty means all IPv4 addresses.
     #[serde(deserialize_with = "units::list")]
@@ -119,6 +119,14 @@ pub struct MemberlistConfig {
     /// Deadline of a whole exchange over a stream.
     #[serde(with = "units::optional_duration")]
     pub stream_timeout: Option<Duration>,
+    /// With transport tcp: longest wait for the connection of one packet.
+    #[serde(with = "units::duration")]
+    pub packet_dial_timeout: Duration,
+    /// With transport tcp: longest wait until one packet is taken.
+    #[serde(with = "units::duration")]
+    pub packet_write_timeout: Duration,
+    /// With transport tcp: packets written at the same time. Peers that hang keep at most half of them.
+    pub max_concurrent_writes: u32,
     /// How long an instance that left stays in the ring as a tombstone. 0s keeps it for ever.
     #[serde(with = "units::duration")]
     pub left_ingesters_timeout: Duration,
@@ -178,6 +186,9 @@ impl Default for MemberlistConfig {
             indirect_checks: None,
             udp_buffer_size: None,
             stream_timeout: None,
+            packet_dial_timeout: Duration::from_millis(500),
+            packet_write_timeout: Duration::from_secs(5),
+            max_concurrent_writes: 64,
             left_ingesters_timeout: Duration::from_secs(300),
             obsolete_entries_timeout: Duration::from_secs(300),
             leave_timeout: Duration::from_secs(20),

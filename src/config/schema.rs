@@ -117,7 +117,7 @@ pub(crate) static KEYS: &[Key] = &[
     key("node.address", Kind::Text, "host:port that peers of the application dial. Required when a ring is joined."),
     key("node.data_dir", Kind::Text, "Directory for what survives a restart: the last good runtime config. Empty keeps nothing."),
 
-    key("memberlist.transport", Kind::Choice(&["udp", "tcp"]), "udp: UDP packets and TCP streams, as memberlist, Serf and Consul. tcp: all TCP, as the Grafana databases (not in this version)."),
+    key("memberlist.transport", Kind::Choice(&["udp", "tcp"]), "udp: UDP packets and TCP streams, as memberlist, Serf and Consul. tcp: all TCP, as the Grafana databases; goes with profile grafana."),
     key("memberlist.bind_addr", Kind::AddressList, "IP addresses to listen on. Empty means all IPv4 addresses."),
     key("memberlist.bind_port", PORT, "Port to listen on. 0 lets the system choose one."),
     key("memberlist.advertise_addr", Kind::Text, "IP address that other nodes reach this one at. Empty: found from the bind address."),
@@ -148,6 +148,9 @@ pub(crate) static KEYS: &[Key] = &[
     key("memberlist.indirect_checks", COUNT, "Members asked to probe one that does not answer."),
     key("memberlist.udp_buffer_size", Kind::Size, "Most bytes in one packet."),
     key("memberlist.stream_timeout", Kind::Duration, "Deadline of a whole exchange over a stream."),
+    key("memberlist.packet_dial_timeout", Kind::Duration, "With transport tcp: longest wait for the connection of one packet."),
+    key("memberlist.packet_write_timeout", Kind::Duration, "With transport tcp: longest wait until one packet is taken."),
+    key("memberlist.max_concurrent_writes", ONE_UP, "With transport tcp: packets written at the same time. Peers that hang keep at most half of them."),
     key("memberlist.left_ingesters_timeout", Kind::Duration, "How long an instance that left stays in the ring as a tombstone. 0s keeps it for ever."),
     key("memberlist.obsolete_entries_timeout", Kind::Duration, "How long a deleted key is remembered. 0s keeps it for ever. Must outlive two push/pulls, so dskit's 30s is not the default."),
     key("memberlist.leave_timeout", Kind::Duration, "Longest wait for the message that this node leaves to be sent."),
@@ -179,6 +182,7 @@ pub(crate) static KEYS: &[Key] = &[
     key("kv.multi.secondary", Kind::Choice(KvStore::NAMES), "The other store."),
     key("kv.multi.mirror_enabled", Kind::Bool, "Write to both stores, until the runtime config says otherwise."),
     key("kv.multi.mirror_timeout", Kind::Duration, "Longest wait for one mirrored write. 0s sets no limit."),
+    key("kv.multi.keep_tombstones", Kind::Bool, "Keep removed instances in Consul or etcd as LEFT entries for left_ingesters_timeout, so that a node that is behind cannot bring them back. false: take them out at once, for programs of the Grafana family that read there."),
 
     key("rings[].name", Kind::Text, "Name of the ring in the library, on pages and in metrics. Required, unique."),
     key("rings[].key", Kind::Text, "Key of the ring in the store, after kv.prefix."),

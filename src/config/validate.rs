@@ -21,6 +21,9 @@ const MAX_TOKENS: u32 = 4096;
 /// Largest payload of a UDP packet over IPv4.
 const MAX_UDP_PAYLOAD: u64 = 65_507;
 
+/// What dskit lets its members put into one packet over TCP.
+const MAX_TCP_PAYLOAD: u64 = 10 << 20;
+
 const LATER: &str = "not built yet, see CHANGELOG";
 
 struct Problems(Vec<Problem>);
@@ -159,6 +162,16 @@ fn memberlist(m: &MemberlistConfig, found: &mut Problems) {
             "memberlist.udp_buffer_size",
             "must be between 512B and 65507B with transport udp",
         );
+    } else {
+        found.check(
+            (512..=MAX_TCP_PAYLOAD).contains(&set.udp_buffer_size),
+            "memberlist.udp_buffer_size",
+            "must be between 512B and 10MiB with transport tcp: others take no more",
+        );
+        found.check(m.max_concurrent_writes >= 2, "memberlist.max_concurrent_writes", "must be at least 2");
+        for (key, value) in [("dial", m.packet_dial_timeout), ("write", m.packet_write_timeout)] {
+            found.check(!value.is_zero(), &format!("memberlist.packet_{key}_timeout"), "must be longer than zero");
+        }
     }
 }
 
@@ -185,9 +198,6 @@ fn encryption(m: &MemberlistConfig, found: &mut Problems) {
 
 /// Settings that this version knows but cannot do. They are refused, because ignoring them would be worse.
 fn unavailable(m: &MemberlistConfig, found: &mut Problems) {
-    if m.transport == TransportKind::Tcp {
-        found.add("memberlist.transport", format!("`tcp` is {LATER}; use udp"));
-    }
     if m.tls_enabled {
         found.add("memberlist.tls_enabled", format!("TLS between nodes is {LATER}; use false"));
     }

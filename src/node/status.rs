@@ -18,6 +18,7 @@ use crate::actors::system::System;
 use crate::clock::Now;
 use crate::migration::{MigrationStatus, Rollback};
 use crate::ring::{InstanceState, Operation, Snapshot};
+use crate::transport::{CounterValues, TcpCounterValues};
 use crate::wire::message::MemberState;
 
 /// One actor of the supervision tree.
@@ -275,8 +276,12 @@ fn membership(page: &mut Page, system: &System) {
     );
     page.counter("annulus_members_evicted", "Dead members forgotten early, the table being full", members.evicted);
     let moved = transport.transport.counters().snapshot();
-    page.counter("memberlist_udp_received_bytes", "Bytes of packets received", moved.packet_bytes_in);
-    page.counter("memberlist_udp_sent_bytes", "Bytes of packets sent", moved.packet_bytes_out);
+    if let Some(tcp) = transport.transport.tcp_counters() {
+        tcp_transport(page, &moved, &tcp);
+    } else {
+        page.counter("memberlist_udp_received_bytes", "Bytes of packets received", moved.packet_bytes_in);
+        page.counter("memberlist_udp_sent_bytes", "Bytes of packets sent", moved.packet_bytes_out);
+    }
     page.counter("annulus_packets_received", "Packets received", moved.packets_in);
     page.counter("annulus_packets_sent", "Packets sent", moved.packets_out);
     page.counter(
@@ -298,6 +303,29 @@ fn membership(page: &mut Page, system: &System) {
     }
     page.gauge("annulus_streams_active", "Streams of others that are being answered", transport.streams.active());
     page.gauge("annulus_stream_budget_free_bytes", "Bytes that streams may still hold", transport.budget.free());
+}
+
+/// As dskit names them, so that its dashboards and alerts work.
+fn tcp_transport(page: &mut Page, moved: &CounterValues, tcp: &TcpCounterValues) {
+    let mut counter = |name: &str, help, value| page.counter(&format!("memberlist_tcp_transport_{name}"), help, value);
+    counter("incoming_streams", "Streams accepted", moved.streams_in);
+    counter("outgoing_streams", "Streams opened", moved.streams_out);
+    counter("outgoing_stream_errors", "Streams that could not be opened", moved.stream_errors);
+    counter("packets_received", "Packets received", moved.packets_in);
+    counter("packets_received_bytes", "Bytes of packets received", moved.packet_bytes_in);
+    counter("packets_received_errors", "Packets that could not be read", tcp.packets_received_errors);
+    counter("packets_dropped", "Packets dropped because others were still being sent", moved.packets_dropped);
+    counter("packets_sent", "Packets sent", moved.packets_out);
+    counter("packets_sent_bytes", "Bytes of packets sent", moved.packet_bytes_out);
+    counter("packets_sent_errors", "Packets that could not be sent", tcp.packets_sent_errors);
+    counter("unknown_connections", "Connections that were neither packet nor stream", tcp.unknown_connections);
+    counter("sent_bytes", "Bytes sent, framing included", tcp.sent_bytes);
+    counter("received_bytes", "Bytes received, framing included", tcp.received_bytes);
+    page.counter(
+        "annulus_packets_damaged",
+        "Packets dropped because they did not match their digest",
+        tcp.packets_damaged,
+    );
 }
 
 fn rings(page: &mut Page, system: &System) {

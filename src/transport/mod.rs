@@ -1,10 +1,11 @@
 //! Sockets only: packets and streams between addresses.
 //!
 //! This room knows bytes and addresses and no protocol. A [`Transport`] sends and receives datagrams and opens and
-//! accepts byte streams under one address; what the bytes mean is for `wire` and the actors. There are two
+//! accepts byte streams under one address; what the bytes mean is for `wire` and the actors. There are three
 //! implementations, held to one test suite:
 //!
 //! * [`NetTransport`]: UDP and TCP on the same port number.
+//! * [`TcpTransport`]: TCP alone, a connection for each packet, as the Grafana databases gossip.
 //! * [`MemoryTransport`]: an endpoint of a [`MemoryNetwork`], for tests, with faults that can be switched on.
 //!
 //! Everything that a stranger on the network can make grow is bounded here: streams and packets by [`Limits`], queued
@@ -28,12 +29,14 @@ mod budget;
 mod close;
 mod counters;
 mod error;
+mod framing;
 pub mod io;
 mod memory;
 mod net;
 mod queue;
 mod sources;
 mod tcp;
+mod tcp_only;
 #[cfg(test)]
 mod tests;
 mod udp;
@@ -50,15 +53,17 @@ use tokio::time::Instant;
 pub use budget::{ByteBudget, BytePermit};
 pub use counters::{CounterValues, Counters};
 pub use error::{BindError, BindErrorKind, Protocol};
+pub use framing::{Carries, Framing, FramingError, Unframed};
 pub use memory::{MemoryNetwork, MemoryTransport};
 pub use net::NetTransport;
 pub use queue::PacketQueue;
 pub use sources::{Rate, Rates};
+pub use tcp_only::{TcpCounterValues, TcpSettings, TcpTransport};
 
 /// A future that can cross threads.
 pub type BoxFuture<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
 
-/// Largest packet that a transport sends, in bytes: what fits one IPv4 UDP datagram (65 535 less 8 of UDP header and
+/// Largest packet that every transport sends, in bytes: what fits one IPv4 UDP datagram (65 535 less 8 of UDP header and
 /// 20 of IP header). Protocols stay far below.
 pub const MAX_PACKET: usize = 65_507;
 
@@ -72,11 +77,12 @@ pub trait Transport: Send + Sync + 'static {
 
     /// Sends one packet without ever waiting. An IPv4-mapped IPv6 address is sent to as IPv4.
     ///
-    /// `Ok` means that the packet left this node, not that it arrived.
+    /// `Ok` means that the packet left this node, or will soon, not that it arrived.
     ///
     /// # Errors
     /// `WouldBlock` when the packet was dropped because the socket's buffer is full (counted as dropped);
-    /// `InvalidInput` when it is longer than [`MAX_PACKET`]; `NotConnected` after [`close`](Self::close);
+    /// `InvalidInput` when it is longer than [`MAX_PACKET`] (for a
+    /// [`TcpTransport`]: than its settings say); `NotConnected` after [`close`](Self::close);
     /// `AddrNotAvailable` when no socket of the address's family is bound; otherwise what the system says.
     fn try_send_packet(&self, to: SocketAddr, bytes: &[u8]) -> std::io::Result<()>;
 
@@ -104,6 +110,11 @@ pub trait Transport: Send + Sync + 'static {
     /// `NotConnected` after [`close`](Self::close).
     fn accept(&self) -> BoxFuture<'_, std::io::Result<(Box<dyn Stream>, SocketAddr)>>;
 
+    /// Waits until every packet that was taken has left, or has failed to. At once where packets leave immediately.
+    fn flush(&self) -> BoxFuture<'_, ()> {
+        Box::pin(std::future::ready(()))
+    }
+
     /// Ends the transport: calls that wait, and all later ones, return an error of kind `NotConnected`.
     ///
     /// The port is free again as soon as the calls that were waiting have returned. Streams that are open stay open.
@@ -117,6 +128,11 @@ pub trait Transport: Send + Sync + 'static {
 
     /// What went through this transport so far.
     fn counters(&self) -> &Counters;
+
+    /// What only a transport over TCP alone counts.
+    fn tcp_counters(&self) -> Option<TcpCounterValues> {
+        None
+    }
 }
 
 /// A connection in both directions, with end of file when the other side closes.

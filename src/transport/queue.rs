@@ -14,6 +14,7 @@ use super::{InboundPacket, lock};
 #[derive(Debug)]
 pub struct PacketQueue {
     capacity: usize,
+    max_bytes: usize,
     inner: Mutex<Inner>,
     changed: Notify,
 }
@@ -21,6 +22,7 @@ pub struct PacketQueue {
 #[derive(Debug, Default)]
 struct Inner {
     packets: VecDeque<InboundPacket>,
+    bytes: usize,
     dropped: u64,
     closed: bool,
 }
@@ -29,23 +31,35 @@ impl PacketQueue {
     /// The default capacity, as deep as memberlist's hand-off queue: 1024 packets.
     pub const DEFAULT_CAPACITY: usize = 1024;
 
-    /// A queue for at most `capacity` packets (at least 1). Memory is taken as packets come.
+    /// The bytes that all packets of a queue may have: 64 MiB, as many as that many of the largest datagrams have. Packets
+    /// over TCP can be larger than those.
+    pub const MAX_BYTES: usize = 64 << 20;
+
+    /// A queue for at most `capacity` packets (at least 1), and [`MAX_BYTES`](Self::MAX_BYTES). Memory is taken as packets
+    /// come.
     #[must_use]
     pub fn new(capacity: usize) -> Self {
-        Self { capacity: capacity.max(1), inner: Mutex::default(), changed: Notify::new() }
+        Self { capacity: capacity.max(1), max_bytes: Self::MAX_BYTES, inner: Mutex::default(), changed: Notify::new() }
     }
 
     /// Appends a packet, and returns the one that had to go for it: the oldest when the queue is full, or this very
-    /// one when the queue is closed. A packet that went is counted in [`dropped`](Self::dropped).
+    /// one when the queue is closed. A large packet may push several out; the last of them is returned. What went is counted in [`dropped`](Self::dropped).
     pub fn push(&self, packet: InboundPacket) -> Option<InboundPacket> {
         let gone = {
             let mut inner = lock(&self.inner);
             let gone = if inner.closed {
                 Some(packet)
             } else {
-                let oldest = if inner.packets.len() >= self.capacity { inner.packets.pop_front() } else { None };
+                let mut gone = None;
+                inner.bytes += packet.bytes.len();
                 inner.packets.push_back(packet);
-                oldest
+                while inner.packets.len() > self.capacity || inner.bytes > self.max_bytes && inner.packets.len() > 1 {
+                    let Some(oldest) = inner.packets.pop_front() else { break };
+                    inner.bytes -= oldest.bytes.len();
+                    // The last one is counted below.
+                    inner.dropped += u64::from(gone.replace(oldest).is_some());
+                }
+                gone
             };
             inner.dropped += u64::from(gone.is_some());
             gone
@@ -74,7 +88,9 @@ impl PacketQueue {
                 let mut inner = lock(&self.inner);
                 let count = inner.packets.len().min(max.max(1));
                 if count > 0 {
+                    let before = into.len();
                     into.extend(inner.packets.drain(..count));
+                    inner.bytes -= into.iter().skip(before).map(|packet| packet.bytes.len()).sum::<usize>();
                     if !inner.packets.is_empty() {
                         self.changed.notify_one();
                     }

@@ -4,6 +4,7 @@ use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::task::{Context, Poll};
 
 use socket2::{Domain, Socket, Type};
 use tokio::net::{TcpListener, TcpStream};
@@ -69,15 +70,12 @@ impl TcpListeners {
             let start = self.turn.fetch_add(1, Ordering::Relaxed);
             let accepts = rotated(&self.listeners, start).map(TcpListener::accept);
             match any(accepts).await {
-                Ok((stream, from)) => match self.budget.try_take(from.ip()) {
-                    Ok(permit) => {
+                Ok((stream, from)) => {
+                    if let Some(stream) = self.admit(stream, from, counters) {
                         add(&counters.streams_in, 1);
-                        // Costs speed at worst, so a failure is no reason to refuse the stream.
-                        let _ = stream.set_nodelay(true);
-                        return (Box::new(Accepted::new(stream, permit)), from);
+                        return (Box::new(stream), from);
                     }
-                    Err(why) => counters.stream_refused(why),
-                },
+                }
                 Err(error) => {
                     add(&counters.stream_errors, 1);
                     // The peer gave up while it was queued: that is over with this one connection, while a lack of
@@ -89,9 +87,39 @@ impl TcpListeners {
             }
         }
     }
+
+    /// The next connection of any listener, for one task. It is not within the limits yet: see [`Self::admit`].
+    pub(super) fn poll_accept(&self, cx: &mut Context<'_>) -> Poll<io::Result<(TcpStream, SocketAddr)>> {
+        let start = self.turn.fetch_add(1, Ordering::Relaxed);
+        for listener in rotated(&self.listeners, start) {
+            if let Poll::Ready(accepted) = listener.poll_accept(cx) {
+                return Poll::Ready(accepted);
+            }
+        }
+        Poll::Pending
+    }
+
+    /// Gives a connection a place within the limits, or closes it and counts that.
+    pub(super) fn admit(
+        &self,
+        stream: TcpStream,
+        from: SocketAddr,
+        counters: &Counters,
+    ) -> Option<Accepted<TcpStream>> {
+        let permit = match self.budget.try_take(from.ip()) {
+            Ok(permit) => permit,
+            Err(why) => {
+                counters.stream_refused(why);
+                return None;
+            }
+        };
+        // Costs speed at worst, so a failure is no reason to refuse the stream.
+        let _ = stream.set_nodelay(true);
+        Some(Accepted::new(stream, permit))
+    }
 }
 
-fn is_of_the_peer(error: &io::Error) -> bool {
+pub(super) fn is_of_the_peer(error: &io::Error) -> bool {
     matches!(
         error.kind(),
         io::ErrorKind::ConnectionAborted | io::ErrorKind::ConnectionReset | io::ErrorKind::ConnectionRefused

@@ -44,6 +44,59 @@ impl Network for Sockets {
     }
 }
 
+/// TCP alone.
+struct Connections(IpAddr);
+
+impl Network for Connections {
+    fn open(&self, at: Option<SocketAddr>, limits: Limits) -> Arc<dyn Transport> {
+        let (ip, port) = at.map_or((self.0, 0), |at| (at.ip(), at.port()));
+        let settings = TcpSettings { limits, max_packet: MAX_PACKET, ..TcpSettings::default() };
+        Arc::new(TcpTransport::bind(&[ip], port, settings, Arc::new(TestFraming)).unwrap())
+    }
+}
+
+/// `p ‖ length ‖ address ‖ packet ‖ sum of its bytes`, or `s` and a stream.
+pub(super) struct TestFraming;
+
+impl Framing for TestFraming {
+    fn carries(&self, first: u8) -> Carries {
+        match first {
+            b'p' => Carries::Packet,
+            b's' => Carries::Stream,
+            _ => Carries::Unknown,
+        }
+    }
+
+    fn stream_byte(&self) -> u8 {
+        b's'
+    }
+
+    fn frame_len(&self, packet: usize) -> usize {
+        packet + 3 + 255
+    }
+
+    fn frame(&self, from: SocketAddr, packet: &[u8]) -> Vec<u8> {
+        let from = from.to_string();
+        [b"p", &[from.len() as u8][..], from.as_bytes(), packet, &[sum(packet)]].concat()
+    }
+
+    fn unframe(&self, connection: Bytes) -> Result<Unframed, FramingError> {
+        let malformed = || FramingError::Malformed("cut".to_owned());
+        let len = usize::from(*connection.get(1).ok_or_else(malformed)?);
+        let from = connection.get(2..2 + len).and_then(|from| std::str::from_utf8(from).ok()?.parse().ok());
+        let from = from.ok_or_else(malformed)?;
+        let (sent, packet) = connection[2 + len..].split_last().ok_or_else(malformed)?;
+        if *sent != sum(packet) {
+            return Err(FramingError::Damaged);
+        }
+        Ok(Unframed { from, packet: connection.slice_ref(packet) })
+    }
+}
+
+fn sum(bytes: &[u8]) -> u8 {
+    bytes.iter().fold(1, |sum, byte| sum.wrapping_mul(3).wrapping_add(*byte))
+}
+
 impl Network for MemoryNetwork {
     fn open(&self, at: Option<SocketAddr>, limits: Limits) -> Arc<dyn Transport> {
         let any = SocketAddr::new(Ipv4Addr::LOCALHOST.into(), 0);
@@ -339,6 +392,33 @@ run_suite! {
     streams_over_the_total_limit_are_hung_up_on
     streams_over_the_limit_for_one_address_are_hung_up_on
     packets_over_their_sources_rate_are_dropped_and_members_may_send_more
+    close_ends_every_call_that_waits_and_every_later_one
+    the_same_port_can_be_opened_again_after_close
+    a_dropped_receive_loses_no_packet
+}
+
+/// Packets that travel in connections of their own may overtake each other, so there is no test of their order.
+macro_rules! run_suite_over_connections {
+    ($($test:ident)*) => {
+        mod over_tcp_alone { $(
+            #[tokio::test]
+            async fn $test() {
+                super::suite::$test(&super::Connections(super::Ipv4Addr::LOCALHOST.into())).await;
+            }
+        )* }
+    };
+}
+
+run_suite_over_connections! {
+    packets_go_both_ways_and_say_where_they_come_from
+    the_largest_datagram_arrives_whole_and_a_larger_one_is_refused
+    streams_go_both_ways_and_end
+    a_silent_peer_ends_the_read_at_the_first_byte_deadline
+    a_peer_that_takes_nothing_ends_the_write_at_the_deadline
+    a_port_where_nobody_listens_refuses_streams
+    a_connect_whose_deadline_has_passed_times_out
+    streams_over_the_total_limit_are_hung_up_on
+    streams_over_the_limit_for_one_address_are_hung_up_on
     close_ends_every_call_that_waits_and_every_later_one
     the_same_port_can_be_opened_again_after_close
     a_dropped_receive_loses_no_packet

@@ -11,7 +11,8 @@ use super::error::WireError;
 /// Most levels of nested msgpack containers. The protocol itself needs two.
 pub(super) const MAX_DEPTH: usize = 8;
 
-const PACKET_BYTES: usize = 512 << 10;
+/// From one datagram.
+pub(super) const PACKET_BYTES: usize = 512 << 10;
 /// 255 parts of the largest message are about 4 000 values.
 const PACKET_ITEMS: usize = 1 << 14;
 const STREAM_BYTES: usize = 64 << 20;
@@ -28,9 +29,15 @@ pub(super) struct Budget {
 }
 
 impl Budget {
-    /// For one packet.
+    /// For one datagram.
+    #[cfg(test)]
     pub(super) fn packet() -> Self {
-        Self { bytes: PACKET_BYTES, items: PACKET_ITEMS, stopped_at: 0 }
+        Self::packet_of(PACKET_BYTES)
+    }
+
+    /// For one packet, from which this many bytes may be made.
+    pub(super) fn packet_of(bytes: usize) -> Self {
+        Self { bytes, items: PACKET_ITEMS, stopped_at: 0 }
     }
 
     /// For one direction of one stream.

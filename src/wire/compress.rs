@@ -13,7 +13,8 @@ use super::kind;
 use super::msgpack::{Reader, Writer};
 use super::trail::Unpacked;
 
-/// Most bytes that the compressed data of one packet may become.
+/// Most bytes that the compressed data of one datagram may become.
+#[cfg(test)]
 pub(super) const MAX_PACKET: usize = 512 << 10;
 /// Most bytes that the compressed data of one stream may become, as in memberlist.
 pub(super) const MAX_STREAM: usize = 40 << 20;

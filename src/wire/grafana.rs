@@ -137,29 +137,48 @@ impl FrameDecoder {
     /// [`WireError::NotUtf8`] and [`WireError::NotPrintable`] for an address that is no text, and
     /// [`WireError::DigestMismatch`]. Also whatever [`feed`](Self::feed) found before.
     pub fn finish(self) -> Result<Frame, WireError> {
-        if let Some(error) = self.failed {
-            return Err(error);
+        match self.failed {
+            Some(error) => Err(error),
+            None => decode_packet(self.buffer.freeze()),
         }
-        let mut rest = self.buffer.freeze();
-        rest.try_get_u8().map_err(|_| WireError::Truncated)?;
-        let len = usize::from(rest.try_get_u8().map_err(|_| WireError::Truncated)?);
-        if rest.len() < len + DIGEST {
-            return Err(WireError::Truncated);
-        }
-        let from = String::from_utf8(rest.split_to(len).into());
-        let from = from.map_err(|_| WireError::NotUtf8 { field: "address" })?;
-        if from.chars().any(char::is_control) {
-            return Err(WireError::NotPrintable { field: "address" });
-        }
-        let packet = rest.split_to(rest.len() - DIGEST);
-        if Md5::digest(&packet)[..] != rest[..] {
-            return Err(WireError::DigestMismatch);
-        }
-        if packet.is_empty() {
-            return Err(WireError::Empty);
-        }
-        Ok(Frame { from, packet })
     }
+}
+
+/// Reads all bytes of a connection that carries a packet, its first byte included. The packet is a slice of them; how
+/// many there may be is the caller's business.
+///
+/// # Errors
+///
+/// Those of [`FrameDecoder::finish`].
+pub fn decode_packet(connection: Bytes) -> Result<Frame, WireError> {
+    let mut rest = connection;
+    if rest.first() == Some(&STREAM) {
+        return Err(WireError::Misplaced(STREAM));
+    }
+    rest.try_get_u8().map_err(|_| WireError::Truncated)?;
+    let len = usize::from(rest.try_get_u8().map_err(|_| WireError::Truncated)?);
+    if rest.len() < len + DIGEST {
+        return Err(WireError::Truncated);
+    }
+    let from = String::from_utf8(rest.split_to(len).into());
+    let from = from.map_err(|_| WireError::NotUtf8 { field: "address" })?;
+    if from.chars().any(char::is_control) {
+        return Err(WireError::NotPrintable { field: "address" });
+    }
+    let packet = rest.split_to(rest.len() - DIGEST);
+    if Md5::digest(&packet)[..] != rest[..] {
+        return Err(WireError::DigestMismatch);
+    }
+    if packet.is_empty() {
+        return Err(WireError::Empty);
+    }
+    Ok(Frame { from, packet })
+}
+
+/// Bytes of a connection that carries a packet of this size, at most.
+#[must_use]
+pub const fn frame_len(packet: usize) -> usize {
+    OVERHEAD.saturating_add(packet)
 }
 
 /// Writes a packet as one connection carries it; `from` is where we can be reached.

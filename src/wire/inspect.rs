@@ -174,7 +174,7 @@ pub fn packet(bytes: &Bytes, options: &PacketOptions) -> Inspection {
 }
 
 fn inspect_packet(seen: &mut Inspection, bytes: &Bytes, options: &PacketOptions) {
-    let (mut budget, mut trail) = (Budget::packet(), Trail::default());
+    let (mut budget, mut trail) = (Budget::packet_of(options.max_unpacked), Trail::default());
     let label = label::split(bytes).ok().flatten().map_or(Label::NONE, |(label, _)| Label::received(label));
     let unsealed = unseal(bytes, options, &mut trail);
     let unpacked = unsealed.and_then(|Unsealed { bytes, doubtful, .. }| {

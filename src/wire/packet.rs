@@ -9,7 +9,7 @@ use bytes::{Bytes, BytesMut};
 use rand::CryptoRng;
 
 use super::body;
-use super::budget::Budget;
+use super::budget::{Budget, PACKET_BYTES};
 use super::compound::{self, COMPOUND_MAX_PART, COMPOUND_MAX_PARTS};
 use super::compress::{self, Compression};
 use super::crc::{self, CRC_HEADER};
@@ -52,6 +52,9 @@ pub struct PacketOptions {
     pub encryption_version: EncryptionVersion,
     /// How what is sent is compressed, where that makes it shorter (not at all).
     pub compression: Compression,
+    /// Most bytes that a packet may become when it is decompressed (512 KiB, which is plenty for a datagram). Over a
+    /// transport whose packets are larger, as the Grafana databases use one, it must be more than those.
+    pub max_unpacked: usize,
 }
 
 impl Default for PacketOptions {
@@ -65,6 +68,7 @@ impl Default for PacketOptions {
             verify_outgoing: true,
             encryption_version: EncryptionVersion::V1,
             compression: Compression::None,
+            max_unpacked: PACKET_BYTES,
         }
     }
 }
@@ -134,7 +138,7 @@ pub struct Packet {
 /// Any [`WireError`] of a layer, or of the message when the packet is not a compound: the packet should be dropped and
 /// counted by [`WireError::reason`].
 pub fn decode_packet(bytes: &Bytes, options: &PacketOptions) -> Result<Packet, WireError> {
-    let (mut budget, mut trail) = (Budget::packet(), Trail::default());
+    let (mut budget, mut trail) = (Budget::packet_of(options.max_unpacked), Trail::default());
     let Unsealed { label, bytes, doubtful } = unseal(bytes, options, &mut trail)?;
     match decode_plain(bytes, &mut budget, &mut trail) {
         Ok(packet) => Ok(Packet { label, ..packet }),
@@ -193,7 +197,7 @@ pub(super) fn unpack(bytes: Bytes, budget: &mut Budget, trail: &mut Trail) -> Re
         return Ok(bytes);
     }
     trail.enter(Stage::Compression);
-    let unpacked = compress::decode(body, compress::MAX_PACKET, budget);
+    let unpacked = compress::decode(body, budget.bytes_left(), budget);
     let (plain, unpacked) = unpacked.map_err(|error| trail.stop(1 + budget.stopped_at, error))?;
     trail.unpacked = Some(unpacked);
     trail.enter(Stage::Message);

@@ -570,3 +570,16 @@ proptest! {
         survives(&bytes.into());
     }
 }
+
+#[test]
+fn a_compressed_packet_becomes_as_large_as_its_transport_allows_and_no_larger() {
+    let message = Message::User(Bytes::from(vec![7; 2 << 20]));
+    for compression in [Compression::Lzw, Compression::Snappy] {
+        let packing = PacketOptions { compression, ..plain() };
+        let packet = encode_packets(&[encode_message(&message)], &packing, true).remove(0);
+        assert!(packet.len() < 512 << 10);
+        assert_eq!(decode_packet(&packet, &plain()).unwrap_err().reason(), "too_long", "over UDP");
+        let roomy = PacketOptions { max_unpacked: 4 << 20, ..plain() };
+        assert_eq!(decode_packet(&packet, &roomy).unwrap().messages, std::slice::from_ref(&message));
+    }
+}

@@ -10,17 +10,19 @@ use tokio::sync::watch;
 
 use super::{Extras, Spawner, StartError};
 use crate::actors::events::EventHub;
+use crate::actors::framing::GrafanaFraming;
 use crate::actors::gossip::{Gossip, GossipClient, GossipParts};
 use crate::actors::joining::{JoinPolicy, Joined};
 use crate::actors::keys::Wrapping;
 use crate::actors::membership::{Members, Membership, MembershipParts};
 use crate::actors::transport::{TransportActor, TransportParts};
 use crate::actors::watch_hub::WatchHub;
-use crate::config::{self, Config, Networks};
+use crate::config::{self, Config, Networks, TransportKind};
 use crate::kv::Codecs;
 use crate::kv::gossip::{Contents, GossipConfig};
 use crate::swim::{LocalNode, SwimConfig};
-use crate::transport::{ByteBudget, Limits, NetTransport, PacketQueue, Transport};
+use crate::transport::{ByteBudget, Limits, NetTransport, PacketQueue, TcpSettings, TcpTransport, Transport};
+use crate::wire::grafana;
 use crate::wire::message::NodeName;
 use crate::wire::{Compression, EncryptionVersion, Key, Keyring, Label, PacketOptions};
 
@@ -42,14 +44,30 @@ pub(super) fn bind(config: &Config, extras: &Extras) -> Result<Arc<dyn Transport
         return Ok(transport.clone());
     }
     let memberlist = &config.memberlist;
-    let addresses = memberlist.bind_addresses();
-    let mut limits = Limits::default();
-    if addresses.iter().all(IpAddr::is_loopback) {
-        // All nodes of this machine dial from one address, and nobody else does.
-        limits.max_streams_per_ip = limits.max_streams;
+    let (ips, port) = (memberlist.bind_addresses(), memberlist.bind_port);
+    // All nodes of this machine dial from one address, and nobody else does.
+    let alone = ips.iter().all(IpAddr::is_loopback);
+    let limits = |limits: Limits| Limits {
+        max_streams_per_ip: if alone { limits.max_streams } else { limits.max_streams_per_ip },
+        ..limits
+    };
+    match memberlist.transport {
+        TransportKind::Udp => Ok(Arc::new(NetTransport::bind(&ips, port, limits(Limits::default()))?)),
+        TransportKind::Tcp => {
+            let defaults = TcpSettings::default();
+            let settings = TcpSettings {
+                limits: limits(defaults.limits),
+                max_packet: grafana::MAX_PACKET,
+                dial_timeout: memberlist.packet_dial_timeout,
+                write_timeout: memberlist.packet_write_timeout,
+                writers: usize::try_from(memberlist.max_concurrent_writes).unwrap_or(usize::MAX),
+                ..defaults
+            };
+            let transport = TcpTransport::bind(&ips, port, settings, Arc::new(GrafanaFraming))?;
+            transport.advertise(advertised(config, transport.local_addr())?);
+            Ok(Arc::new(transport))
+        }
     }
-    let transport = NetTransport::bind(&addresses, memberlist.bind_port, limits)?;
-    Ok(Arc::new(transport))
 }
 
 /// The address that others are told to dial.
@@ -190,6 +208,11 @@ pub(super) fn swim_config(config: &Config) -> Result<SwimConfig, StartError> {
                 config::Compression::None => Compression::None,
                 config::Compression::Lzw => Compression::Lzw,
                 config::Compression::Snappy => Compression::Snappy,
+            },
+            max_unpacked: match memberlist.transport {
+                TransportKind::Udp => PacketOptions::default().max_unpacked,
+                // As much as Grafana's members take.
+                TransportKind::Tcp => 2 * grafana::MAX_PACKET,
             },
         },
         probe_interval: settings.probe_interval,

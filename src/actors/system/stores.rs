@@ -17,10 +17,11 @@ pub(super) fn other_store(
     memory: &Memory,
 ) -> Result<SharedStore, StartError> {
     let refused = |reason: &str| Err(StartError::Config(format!("kv.store {}: {reason}", kind.name())));
+    let keep_tombstones = config.kv.store == KvStore::Multi && config.kv.multi.keep_tombstones;
     match kind {
         KvStore::Inmemory => Ok(memory.store(codecs.clone())),
-        KvStore::Consul => consul_store(config, codecs, config.kv.store == KvStore::Multi),
-        KvStore::Etcd => etcd_store(config, codecs, config.kv.store == KvStore::Multi),
+        KvStore::Consul => consul_store(config, codecs, keep_tombstones),
+        KvStore::Etcd => etcd_store(config, codecs, keep_tombstones),
         KvStore::Memberlist | KvStore::Multi => refused("not a store on its own here"),
     }
 }

@@ -11,6 +11,7 @@ mod config;
 mod edit;
 mod progress;
 mod ready;
+mod repair;
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -22,6 +23,7 @@ use rand::rngs::SmallRng;
 pub use config::LifecycleConfig;
 pub use edit::{Action, Edit};
 
+use self::repair::Repairs;
 use super::desc::{Desc, Instance, InstanceState};
 use crate::clock::Now;
 
@@ -131,8 +133,8 @@ pub struct Lifecycle {
     in_flight: Option<(u64, Edit)>,
     /// When the next heartbeat is due.
     heartbeat_at: Option<Instant>,
-    /// Whether the heartbeat was already moved forward because of something observed.
-    hurried: bool,
+    /// When what others did to our entry is repaired.
+    repairs: Repairs,
     /// Something other than a heartbeat waits to be written.
     dirty: bool,
     failures: u32,
@@ -172,6 +174,7 @@ impl Lifecycle {
     #[must_use]
     pub fn resume(config: LifecycleConfig, rng: SmallRng, now: Now, durable: LifecycleDurable) -> Self {
         let registered = durable.phase != Phase::Registering;
+        let repairs = Repairs::new(config.heartbeat_period);
         Self {
             id: config.id.as_str().into(),
             heartbeat_at: (registered && !config.heartbeat_period.is_zero()).then_some(now.mono),
@@ -180,7 +183,7 @@ impl Lifecycle {
             rng,
             life: durable,
             in_flight: None,
-            hurried: false,
+            repairs,
             failures: 0,
             retry_at: None,
             last: now.mono,
@@ -202,7 +205,7 @@ impl Lifecycle {
         match input {
             Input::Tick => {}
             Input::CasDone { id, result } => self.cas_done(now, id, result),
-            Input::Observed { desc } => self.observed(&desc),
+            Input::Observed { desc } => self.observed(now, &desc),
             Input::SetReadOnly(read_only) => {
                 if self.life.own.read_only != read_only {
                     self.life.own.read_only = read_only;

@@ -22,6 +22,7 @@ impl Lifecycle {
             }
             Phase::Active | Phase::Sleeping { .. } => self.heartbeat_at,
         };
+        let write = write.into_iter().chain(self.repairs.due()).min();
         let write =
             write.filter(|_| self.in_flight.is_none()).map(|at| self.retry_at.map_or(at, |retry| retry.max(at)));
         // What does not.
@@ -50,10 +51,8 @@ impl Lifecycle {
         if self.in_flight.is_some() || self.retry_at.is_some_and(|at| now.mono < at) {
             return;
         }
+        self.dirty |= self.repairs.begin(now.mono);
         let Some(action) = self.next_action(now) else { return };
-        if !self.dirty && matches!(action, Action::Publish { .. }) {
-            self.hurried = false;
-        }
         self.dirty = false;
         self.retry_at = None;
         let edit = Edit {
@@ -163,12 +162,11 @@ impl Lifecycle {
         self.set_state(state);
     }
 
-    /// Somebody may have changed or removed our entry. The next heartbeat repairs that; it comes at once, but only
-    /// the first time between two heartbeats: with two instances of the same id, both of them repair.
-    pub(super) fn observed(&mut self, desc: &Desc) {
+    /// Somebody may have changed or removed our entry: then it is written again, as often as [`Repairs`](super::repair::Repairs) allows.
+    pub(super) fn observed(&mut self, now: Now, desc: &Desc) {
         let registered = !matches!(self.life.phase, Phase::Registering | Phase::Unregistering { .. } | Phase::Finished);
-        if !registered || self.in_flight.is_some() || self.hurried {
-            return;
+        if !registered {
+            return self.repairs.whole();
         }
         let damaged = match desc.instances.get(&self.id) {
             // A watch that lags behind our last write shows an older entry of ours, which is as it should be.
@@ -176,8 +174,9 @@ impl Lifecycle {
             None => true,
         };
         if damaged {
-            self.hurried = true;
-            self.dirty = true;
+            self.repairs.damaged(now.mono, self.in_flight.is_some());
+        } else {
+            self.repairs.whole();
         }
     }
 

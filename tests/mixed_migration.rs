@@ -1,0 +1,332 @@
+//! A ring moves from Consul into gossip in a fleet of Annulus nodes and of Grafana's own code, by the same settings.
+#![cfg(feature = "consul")]
+#![allow(clippy::unwrap_used)]
+
+mod support;
+
+#[path = "support/checker.rs"]
+mod checker;
+#[path = "support/dskit_peer.rs"]
+mod dskit_peer;
+#[path = "support/fleet.rs"]
+mod fleet;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use annulus::config::{Config, KvStore, Profile, TransportKind};
+use annulus::kv::StoreKind;
+use annulus::ring::InstanceState;
+use annulus::{Node, Operation};
+use checker::Workload;
+use dskit_peer::DskitPeer;
+use fleet::{Fleet, RING, RING_KEY, RuntimeFile, identities, is_complete, ring_text, two_stores, until, until_seen};
+use support::consul::Consul;
+use support::proxy::{Fault, FaultProxy};
+
+const WIRED: &str = "multi_kv_config: {}\n";
+const MIRROR: &str = "multi_kv_config: { mirror_enabled: true }\n";
+const FLIPPED: &str = "multi_kv_config: { mirror_enabled: true, primary: memberlist }\n";
+
+/// Joins in the middle, while it cannot reach Consul.
+const LATE: &str = "node-4";
+
+const ALL: [&str; 5] = ["dskit-1", "dskit-2", "node-1", "node-2", "node-3"];
+
+fn gossip_of_grafana(config: &mut Config) {
+    let memberlist = &mut config.memberlist;
+    memberlist.transport = TransportKind::Tcp;
+    memberlist.profile = Profile::Grafana;
+    memberlist.gossip_interval = Some(Duration::from_millis(100));
+    memberlist.pull_push_interval = Some(Duration::from_secs(2));
+    memberlist.probe_interval = Some(Duration::from_secs(2));
+    memberlist.probe_timeout = Some(Duration::from_secs(1));
+    memberlist.rejoin_interval = Duration::from_secs(2);
+    memberlist.cluster_label = "mixed".to_owned();
+    config.rings[0].heartbeat_timeout = Duration::from_secs(60);
+    config.rings[0].unregister_on_shutdown = false;
+}
+
+/// A peer on two stores, or (for the teardown) on gossip alone.
+async fn dskit(number: usize, store: &str, consul: &Consul, seeds: &str, tokens: &str) -> Option<DskitPeer> {
+    let arguments = [
+        format!("-id=dskit-{number}"),
+        format!("-key={RING_KEY}"),
+        format!("-ring.store={store}"),
+        format!("-consul.hostname={}", consul.host()),
+        format!("-memberlist.join={seeds}"),
+        format!("-tokens-file={tokens}/dskit-{number}"),
+    ];
+    let mut arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
+    arguments.extend(["-multi.primary=consul", "-multi.secondary=memberlist", "-memberlist.cluster-label=mixed"]);
+    arguments.extend(["-leave-ring=false", "-tokens=64"]);
+    DskitPeer::start(&arguments).await
+}
+
+/// Tokens and registration by id.
+type Identities = BTreeMap<String, (Vec<u32>, i64)>;
+
+/// Looks at the rings of nodes all the time, and remembers what should not be there.
+struct Witness {
+    task: tokio::task::JoinHandle<()>,
+    phase: Arc<Mutex<&'static str>>,
+    seen: Arc<Mutex<BTreeSet<String>>>,
+}
+
+impl Witness {
+    fn start(nodes: &[Node]) -> Self {
+        let (nodes, phase, seen) = (nodes.to_vec(), Arc::new(Mutex::new("")), Arc::<Mutex<BTreeSet<_>>>::default());
+        let (now, list) = (phase.clone(), seen.clone());
+        let task = tokio::spawn(async move {
+            loop {
+                for node in &nodes {
+                    let desc = node.ring(RING).desc();
+                    for (id, instance) in &desc.instances {
+                        if instance.state == InstanceState::Left && (ALL.contains(&&**id) || **id == *LATE) {
+                            list.lock().unwrap().insert(format!(
+                                "{}: {} sees {id} LEFT",
+                                now.lock().unwrap(),
+                                node.id()
+                            ));
+                        }
+                    }
+                    for id in ALL {
+                        if node.ring(RING).snapshot().instance(id).is_none() {
+                            list.lock().unwrap().insert(format!("{}: {} misses {id}", now.lock().unwrap(), node.id()));
+                        }
+                    }
+                }
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+        });
+        Self { task, phase, seen }
+    }
+
+    fn phase(&self, phase: &'static str) {
+        *self.phase.lock().unwrap() = phase;
+    }
+
+    fn seen(&self) -> BTreeSet<String> {
+        self.seen.lock().unwrap().clone()
+    }
+
+    fn stop(self) -> BTreeSet<String> {
+        self.task.abort();
+        self.seen()
+    }
+}
+
+fn ours(node: &Node) -> Identities {
+    identities(node).into_iter().map(|(id, (tokens, registered))| (id, (tokens.to_vec(), registered))).collect()
+}
+
+async fn theirs(peer: &DskitPeer) -> Identities {
+    let ring = peer.ring(RING_KEY).await.into_iter();
+    ring.filter(|(_, it)| it.state != "LEFT").map(|(id, it)| (id, (it.tokens, it.registered))).collect()
+}
+
+/// In few words, what is not as it was.
+fn changes(before: &Identities, now: &Identities) -> String {
+    let text =
+        |it: Option<&(Vec<u32>, i64)>| it.map(|(tokens, at)| format!("{} tokens, registered {at}", tokens.len()));
+    let ids: BTreeSet<&String> = before.keys().chain(now.keys()).collect();
+    let changed = ids.into_iter().filter(|id| before.get(*id) != now.get(*id));
+    changed.map(|id| format!("{id}: {:?} -> {:?}; ", text(before.get(id)), text(now.get(id)))).collect()
+}
+
+/// Waits until everybody sees the five instances with the tokens and the registrations that they have had.
+async fn whole(fleet: &Fleet, peers: &[&DskitPeer], before: &Identities) {
+    for node in &fleet.nodes {
+        let what = format!("{} sees the five as they were", node.id());
+        until_seen(&what, || changes(before, &ours(node)), async || ours(node) == *before).await;
+    }
+    for peer in peers {
+        let seen = Mutex::new(String::new());
+        let what = "dskit sees the five as they were";
+        until_seen(
+            what,
+            || seen.lock().unwrap().clone(),
+            async || {
+                let now = theirs(peer).await;
+                *seen.lock().unwrap() = changes(before, &now);
+                now == *before
+            },
+        )
+        .await;
+    }
+}
+
+async fn same_owners(node: &Node, peer: &DskitPeer) {
+    let keys: Vec<u32> = (0..400_u32).map(|n| n.wrapping_mul(0x9E37_79B9)).collect();
+    let find = |key: &u32| {
+        let owners = node.ring(RING).get(*key, Operation::Write).unwrap();
+        let mut ids: Vec<String> = owners.ids().map(str::to_owned).collect();
+        ids.sort();
+        ids
+    };
+    let ours: Vec<Vec<String>> = keys.iter().map(find).collect();
+    until("dskit finds the owners that we find", async || peer.owners(&keys).await == ours).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn annulus_and_dskit_move_their_ring_together_through_the_five_steps() {
+    let Some(mut consul) = Consul::start() else { return };
+    if dskit_peer::program().is_none() {
+        return;
+    }
+    let tokens = tempfile::tempdir().unwrap();
+    let tokens = tokens.path().display().to_string();
+    let runtime = RuntimeFile::new(WIRED);
+    // Between the late node and Consul.
+    let proxy = FaultProxy::start(consul.addr()).await;
+    let (host, late, path) = (consul.host(), proxy.host(), runtime.path());
+    let mut fleet = Fleet::empty(move |number, config| {
+        gossip_of_grafana(config);
+        two_stores(config, KvStore::Consul, KvStore::Memberlist);
+        // The others read Consul with Grafana's eyes.
+        config.kv.multi.keep_tombstones = false;
+        config.kv.consul.host.clone_from(if number == 4 { &late } else { &host });
+        config.runtime_config.file = vec![path.clone()];
+    });
+
+    // 1: wired. Gossip runs and holds no ring.
+    fleet.add(1).await;
+    let seed = fleet.nodes[0].gossip_addr().unwrap().to_string();
+    let mut one = dskit(1, "multi", &consul, &seed, &tokens).await.unwrap();
+    let mut two = dskit(2, "multi", &consul, &seed, &tokens).await.unwrap();
+    fleet.add(2).await;
+    fleet.add(3).await;
+    // Consul as it is, by Grafana's own eyes, whatever the others read.
+    let (store, key) = (format!("-consul.hostname={}", consul.host()), format!("-key={RING_KEY}"));
+    let in_consul = DskitPeer::start(&["-ring.store=consul", &store, &key]).await.unwrap();
+    for node in &fleet.nodes {
+        until_seen("all five are there", || ring_text(node), async || is_complete(node, ALL.len())).await;
+    }
+    let before = ours(&fleet.nodes[0]);
+    whole(&fleet, &[&one, &two, &in_consul], &before).await;
+    same_owners(&fleet.nodes[0], &one).await;
+    let mut workload = Workload::lookups(&fleet.nodes);
+    let witness = Witness::start(&fleet.nodes);
+    workload.goes_on().await;
+
+    // 2: mirror, Annulus first.
+    witness.phase("mirror, ours");
+    runtime.write(MIRROR);
+    fleet.mirrored().await;
+    workload.goes_on().await;
+    witness.phase("mirror, all");
+    for peer in [&one, &two] {
+        peer.tell("/multi?mirror=true").await;
+    }
+    wait_for_heartbeats(&fleet, 5).await;
+    whole(&fleet, &[&one, &two, &in_consul], &before).await;
+
+    // 3: swap, one after the other, and a while with each reading something else.
+    witness.phase("swap, ours");
+    runtime.write(FLIPPED);
+    fleet.primary(StoreKind::Memberlist).await;
+    workload.goes_on().await;
+    wait_for_heartbeats(&fleet, 5).await;
+    whole(&fleet, &[&one, &two, &in_consul], &before).await;
+
+    // A node joins through gossip, and does not reach Consul. Grafana's members, who read Consul and copy what they write
+    // there over gossip whole, take it for gone with every heartbeat; and with every heartbeat it is back.
+    witness.phase("join");
+    proxy.set(Fault::Refuse);
+    let late = fleet.add(4).await;
+    let gone = || witness.seen().iter().any(|what| what.contains("node-4 LEFT"));
+    until_seen("dskit takes the late node for gone", || ring_text(&late), async || gone()).await;
+    workload.goes_on().await;
+    proxy.set(Fault::None);
+    until_seen(
+        "its outbox is empty",
+        || late.migration(),
+        async || late.migration().is_some_and(|status| status.outbox_len == 0),
+    )
+    .await;
+    for node in &fleet.nodes {
+        until_seen("all six are there", || ring_text(node), async || is_complete(node, ALL.len() + 1)).await;
+    }
+    let before = ours(&late);
+    wait_for_heartbeats(&fleet, 3).await;
+    whole(&fleet, &[&one, &two, &in_consul], &before).await;
+
+    witness.phase("swap, one of dskit's");
+    one.tell("/multi?primary=memberlist").await;
+    wait_for_heartbeats(&fleet, 5).await;
+    whole(&fleet, &[&one, &two, &in_consul], &before).await;
+    witness.phase("swap, all");
+    two.tell("/multi?primary=memberlist").await;
+    wait_for_heartbeats(&fleet, 5).await;
+    whole(&fleet, &[&one, &two, &in_consul], &before).await;
+    same_owners(&fleet.nodes[1], &one).await;
+    same_owners(&fleet.nodes[2], &two).await;
+
+    // A removed instance is nowhere, and in Consul not even as a tombstone.
+    two.tell("/put?key=collectors/ring&id=ghost&addr=127.0.0.1:1&tokens=1,2").await;
+    for node in &fleet.nodes {
+        until("we see the ghost", async || node.ring(RING).snapshot().instance("ghost").is_some()).await;
+    }
+    until("it is in Consul", async || in_consul.ring(RING_KEY).await.contains_key("ghost")).await;
+    assert!(fleet.nodes[0].ring(RING).forget("ghost").await.unwrap());
+    whole(&fleet, &[&one, &two, &in_consul], &before).await;
+    until("it is not in Consul", async || !in_consul.ring(RING_KEY).await.contains_key("ghost")).await;
+
+    // 4: tear down. The section goes; running nodes keep their primary. Then a rolling restart on gossip alone.
+    witness.phase("teardown");
+    runtime.write("# nothing\n");
+    for peer in [&one, &two] {
+        peer.tell("/multi?mirror=false").await;
+    }
+    wait_for_heartbeats(&fleet, 2).await;
+    for node in &fleet.nodes {
+        assert_eq!(node.migration().unwrap().primary, StoreKind::Memberlist);
+    }
+    let mut seen = witness.stop();
+    for number in 1..=4 {
+        let node = fleet.take(&fleet::id(number));
+        workload.retire(&node).await;
+        let report = node.leave().await;
+        assert!(report.unfinished.is_empty(), "{report:?}");
+        let mut config = fleet.config(number);
+        config.kv.store = KvStore::Memberlist;
+        config.migration.teardown = true;
+        fleet.nodes.push(Node::builder(config.node.id.clone()).config(config).start().await.unwrap());
+        whole(&fleet, &[&one, &two], &before).await;
+    }
+    let seeds = fleet.nodes[0].gossip_addr().unwrap().to_string();
+    one.leave().await;
+    one = dskit(1, "memberlist", &consul, &seeds, &tokens).await.unwrap();
+    whole(&fleet, &[&one, &two], &before).await;
+    two.leave().await;
+    two = dskit(2, "memberlist", &consul, &seeds, &tokens).await.unwrap();
+    whole(&fleet, &[&one, &two], &before).await;
+
+    // 5: clean. Nobody needs Consul any more.
+    consul.stop();
+    wait_for_heartbeats(&fleet, 3).await;
+    whole(&fleet, &[&one, &two], &before).await;
+    same_owners(&fleet.nodes[0], &two).await;
+    let report = workload.stop().await;
+    report.assert_lookups();
+    seen.retain(|what| !what.contains(LATE));
+    assert!(seen.is_empty(), "living instances were missing or LEFT: {seen:#?}");
+    fleet.stop().await;
+}
+
+/// Waits until every instance has sent so many more heartbeats, as all nodes of ours see it.
+async fn wait_for_heartbeats(fleet: &Fleet, count: i64) {
+    for node in &fleet.nodes {
+        let beats = || -> BTreeMap<String, i64> {
+            let snapshot = node.ring(RING).snapshot();
+            snapshot.instances().iter().map(|it| (it.id.to_string(), it.timestamp)).collect()
+        };
+        let before = beats();
+        until_seen("heartbeats go on", beats, async || {
+            let now = beats();
+            before.iter().all(|(id, at)| now.get(id).is_some_and(|now| *now >= at + count))
+        })
+        .await;
+    }
+}

@@ -1,0 +1,213 @@
+//! Members that are Grafana's own code: `interop/dskit-peer`, built where there is Go.
+
+#![allow(dead_code, unreachable_pub, clippy::unwrap_used, reason = "every test uses its own part of this")]
+
+use std::collections::BTreeMap;
+use std::io::{BufRead as _, BufReader};
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::sync::OnceLock;
+use std::time::Duration;
+
+use serde_json::Value;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::TcpStream;
+
+use crate::support::{skip_or_fail, wait_until};
+
+/// How long a request may take. A compare-and-swap that changes nothing takes dskit nine seconds.
+const ANSWER: Duration = Duration::from_secs(30);
+
+/// The peer program, built once in a process. `None`, with a message, where there is no Go.
+///
+/// # Panics
+/// When there is Go and it does not build, or when there is none and everything is required.
+pub fn program() -> Option<&'static Path> {
+    static PROGRAM: OnceLock<Option<PathBuf>> = OnceLock::new();
+    let program = PROGRAM.get_or_init(build);
+    if program.is_none() {
+        skip_or_fail("there is no go here to build interop/ with");
+    }
+    program.as_deref()
+}
+
+/// Builds it. Go's own cache makes that quick when nothing changed.
+fn build() -> Option<PathBuf> {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let directory = root.join("target/peers/go");
+    std::fs::create_dir_all(&directory).unwrap();
+    // Test binaries may run side by side, and a program that runs cannot be written.
+    let lock = std::fs::File::create(directory.join(".lock")).unwrap();
+    lock.lock().unwrap();
+    let (program, fresh) = (directory.join("dskit-peer"), directory.join(".dskit-peer.new"));
+    let built = Command::new("go")
+        .args(["build", "-trimpath", "-buildvcs=false", "-o"])
+        .arg(&fresh)
+        .arg("./dskit-peer")
+        .current_dir(root.join("interop"))
+        .output();
+    let built = match built {
+        Ok(built) => built,
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return None,
+        Err(error) => panic!("go: {error}"),
+    };
+    assert!(built.status.success(), "dskit-peer does not build: {}", String::from_utf8_lossy(&built.stderr));
+    std::fs::rename(fresh, &program).unwrap();
+    Some(program)
+}
+
+/// An instance as dskit sees it in a ring.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Instance {
+    pub state: &'static str,
+    pub address: String,
+    pub zone: String,
+    pub tokens: Vec<u32>,
+    pub registered: i64,
+    pub timestamp: i64,
+    pub read_only: bool,
+}
+
+/// A running peer. Killed when dropped.
+pub struct DskitPeer {
+    child: Child,
+    http: SocketAddr,
+    gossip: SocketAddr,
+    log: tempfile::NamedTempFile,
+}
+
+impl DskitPeer {
+    /// Starts a peer on ports of its own, with short timings, and waits until it is ready. `None` where there is no Go.
+    ///
+    /// # Panics
+    /// When it does not start.
+    pub async fn start(arguments: &[&str]) -> Option<Self> {
+        let program = program()?;
+        let log = tempfile::NamedTempFile::new().unwrap();
+        let mut child = Command::new(program)
+            .args(["-memberlist.bind-addr=127.0.0.1", "-memberlist.bind-port=0", "-memberlist.leave-timeout=5s"])
+            .args(["-memberlist.gossip-interval=100ms", "-memberlist.pullpush-interval=2s"])
+            .args(["-memberlist.rejoin-interval=2s", "-memberlist.packet-dial-timeout=500ms"])
+            .args(["-heartbeat=1s", "-heartbeat-timeout=1m", "-log=debug"])
+            .args(arguments)
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(log.reopen().unwrap())
+            .spawn()
+            .unwrap();
+        let output = child.stdout.take().unwrap();
+        let first = tokio::task::spawn_blocking(move || {
+            let mut line = String::new();
+            BufReader::new(output).read_line(&mut line).map(|_| line)
+        });
+        let line = first.await.unwrap().unwrap();
+        let ready: Value = serde_json::from_str(&line).unwrap_or_else(|error| {
+            panic!("{arguments:?} is not ready: {error}: {}", std::fs::read_to_string(log.path()).unwrap_or_default())
+        });
+        let http = ready["http"].as_str().unwrap().parse().unwrap();
+        let port = u16::try_from(ready["gossip_port"].as_u64().unwrap()).unwrap();
+        Some(Self { child, http, gossip: SocketAddr::from(([127, 0, 0, 1], port)), log })
+    }
+
+    /// Where it gossips.
+    pub fn gossip(&self) -> SocketAddr {
+        self.gossip
+    }
+
+    /// What it logged.
+    pub fn log(&self) -> String {
+        std::fs::read_to_string(self.log.path()).unwrap_or_default()
+    }
+
+    /// Asks it something.
+    ///
+    /// # Errors
+    /// What it said when it could not.
+    pub async fn ask(&self, path: &str) -> Result<Value, String> {
+        let answer = tokio::time::timeout(ANSWER, self.request(path)).await;
+        let answer =
+            answer.map_err(|_| format!("{path:.80}: no answer"))?.map_err(|error| format!("{path}: {error}"))?;
+        let (head, body) = answer.split_once("\r\n\r\n").ok_or("no HTTP")?;
+        if head.split(' ').nth(1) != Some("200") {
+            return Err(format!("{path:.80}: {}", body.trim()));
+        }
+        serde_json::from_str(body).map_err(|error| format!("{path:.80}: {error}: {body:.200}"))
+    }
+
+    async fn request(&self, path: &str) -> std::io::Result<String> {
+        let mut stream = TcpStream::connect(self.http).await?;
+        stream.write_all(format!("GET {path} HTTP/1.0\r\n\r\n").as_bytes()).await?;
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).await?;
+        Ok(answer)
+    }
+
+    /// As [`Self::ask`]; fails the test when it could not.
+    ///
+    /// # Panics
+    /// Then.
+    pub async fn tell(&self, path: &str) -> Value {
+        self.ask(path).await.unwrap_or_else(|error| panic!("{error}; its log ends: {}", tail(&self.log())))
+    }
+
+    /// Its page of metrics.
+    pub async fn metrics(&self) -> String {
+        self.request("/metrics").await.unwrap()
+    }
+
+    /// The ring under a key, as its store has it now. Over gossip, instances that left are not in it.
+    pub async fn ring(&self, key: &str) -> BTreeMap<String, Instance> {
+        let ring = self.tell(&format!("/get?key={key}")).await;
+        let empty = serde_json::Map::new();
+        ring["ingesters"].as_object().unwrap_or(&empty).iter().map(|(id, it)| (id.clone(), instance(it))).collect()
+    }
+
+    /// Who owns each of these keys, names in order; an error is one text.
+    pub async fn owners(&self, keys: &[u32]) -> Vec<Vec<String>> {
+        let keys = keys.iter().map(u32::to_string).collect::<Vec<_>>().join(",");
+        let answer = self.tell(&format!("/owners?keys={keys}")).await;
+        let names = |it: &Value| match it {
+            Value::Array(names) => names.iter().map(|name| name.as_str().unwrap().to_owned()).collect(),
+            other => vec![other.to_string()],
+        };
+        answer.as_array().unwrap().iter().map(names).collect()
+    }
+
+    /// Lets it leave, and waits until it has ended.
+    ///
+    /// # Panics
+    /// When it does not end.
+    pub async fn leave(mut self) {
+        let _ = self.ask("/leave").await;
+        let ended = wait_until(ANSWER, async || self.child.try_wait().unwrap().is_some()).await;
+        assert!(ended, "dskit-peer does not end: {}", tail(&self.log()));
+    }
+}
+
+impl Drop for DskitPeer {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+fn tail(log: &str) -> String {
+    let lines: Vec<&str> = log.lines().collect();
+    lines[lines.len().saturating_sub(15)..].join("\n")
+}
+
+fn instance(it: &Value) -> Instance {
+    let text = |name: &str| it[name].as_str().unwrap_or_default().to_owned();
+    let number = |name: &str| it[name].as_i64().unwrap_or_default();
+    let tokens = it["tokens"].as_array().into_iter().flatten();
+    Instance {
+        state: ["ACTIVE", "LEAVING", "PENDING", "JOINING", "LEFT"][usize::try_from(number("state")).unwrap()],
+        address: text("addr"),
+        zone: text("zone"),
+        tokens: tokens.map(|token| u32::try_from(token.as_u64().unwrap()).unwrap()).collect(),
+        registered: number("registered_timestamp"),
+        timestamp: number("timestamp"),
+        read_only: it["read_only"].as_bool().unwrap_or_default(),
+    }
+}
