@@ -521,3 +521,24 @@ fn it_works_from_a_runtime_with_many_threads_and_outlives_it() {
     drop(first);
     runtime().block_on(use_it(&node));
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn nodes_whose_applications_speak_other_versions_refuse_each_other() {
+    let fleet = Fleet::start(1, |_, _| {}).await;
+    let ours = fleet.nodes[0].gossip_addr().unwrap();
+    let start = async |number: usize| {
+        let mut config = fleet.config(number);
+        config.memberlist.join_members.clear();
+        Node::builder(config.node.id.clone()).config(config).delegate_versions([2, 5, 5]).start().await.unwrap()
+    };
+    // As among the agents of Serf.
+    let (first, second) = (start(2).await, start(3).await);
+    assert_eq!(second.join(vec![first.gossip_addr().unwrap()]).await, Ok(1));
+    until("the two are members", async || live_members(&first).len() == 2 && live_members(&second).len() == 2).await;
+    let refused = first.join(vec![ours]).await;
+    assert!(refused.as_ref().is_err_and(|error| error.contains("incompatible versions")), "{refused:?}");
+    assert_eq!(live_members(&fleet.nodes[0]).len(), 1);
+    first.stop().await;
+    second.stop().await;
+    fleet.stop().await;
+}

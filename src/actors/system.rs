@@ -39,6 +39,7 @@ use crate::kv::{Codecs, LwwMap, SharedStore, StoreKind};
 use crate::migration::MultiConfig;
 use crate::ring::RingRules;
 use crate::stores::memory::Memory;
+use crate::swim::SwimConfig;
 use crate::transport::{BindError, Transport};
 
 /// Below this prefix every node keeps maps of JSON values: what people and scripts use over HTTP without writing a
@@ -70,6 +71,7 @@ pub(crate) struct Extras {
     pub(crate) transport: Option<Arc<dyn Transport>>,
     pub(crate) meta: Bytes,
     /// Asked for SRV records instead of the DNS servers of the system.
+    pub(crate) delegate_versions: [u8; 3],
     pub(crate) dns_server: Option<SocketAddr>,
 }
 
@@ -171,7 +173,7 @@ impl System {
         // Everything that can fail comes before the first actor is spawned.
         let transport = if config.kv.uses_gossip() { Some(bind(&config, &extras)?) } else { None };
         let advertised = transport.as_ref().map(|transport| advertised(&config, transport.local_addr())).transpose()?;
-        let swim = swim_config(&config)?;
+        let swim = SwimConfig { delegate_versions: extras.delegate_versions, ..swim_config(&config)? };
         if let Some(own) = advertised.filter(|own| !swim.allowed_networks.allows(own.ip())) {
             return Err(StartError::Config(format!(
                 "memberlist.cidrs_allowed does not contain {}, the address that this node advertises: the others would \

@@ -182,7 +182,7 @@ pub(crate) static KEYS: &[Key] = &[
     key("kv.multi.secondary", Kind::Choice(KvStore::NAMES), "The other store."),
     key("kv.multi.mirror_enabled", Kind::Bool, "Write to both stores, until the runtime config says otherwise."),
     key("kv.multi.mirror_timeout", Kind::Duration, "Longest wait for one mirrored write. 0s sets no limit."),
-    key("kv.multi.keep_tombstones", Kind::Bool, "Keep removed instances in Consul or etcd as LEFT entries for left_ingesters_timeout, so that a node that is behind cannot bring them back. false: take them out at once, for programs of the Grafana family that read there."),
+    key("kv.multi.keep_tombstones", Kind::Bool, "Keep removed instances in Consul or etcd as LEFT entries for left_ingesters_timeout: no node that is behind brings them back. false: for programs of Grafana that read there."),
 
     key("rings[].name", Kind::Text, "Name of the ring in the library, on pages and in metrics. Required, unique."),
     key("rings[].key", Kind::Text, "Key of the ring in the store, after kv.prefix."),

@@ -26,6 +26,7 @@ pub struct NodeBuilder {
     memory: Option<Memory>,
     transport: Option<Arc<dyn Transport>>,
     meta: Bytes,
+    delegate_versions: [u8; 3],
     dns_server: Option<SocketAddr>,
 }
 
@@ -38,6 +39,7 @@ impl NodeBuilder {
             memory: None,
             transport: None,
             meta: Bytes::new(),
+            delegate_versions: [0; 3],
             dns_server: None,
         }
     }
@@ -76,6 +78,14 @@ impl NodeBuilder {
     /// What members are told about this one, at most 512 bytes. Default: empty.
     pub fn meta(mut self, meta: impl Into<Bytes>) -> Self {
         self.meta = meta.into();
+        self
+    }
+
+    /// What the members' applications speak over gossip: the lowest and the highest version understood, and the one spoken.
+    /// Members whose versions exclude ours are refused, as we are by them. Default: 0, 0, 0, as memberlist's; a node among
+    /// Serf's agents needs 2, 5, 5 (see `docs/interop.md` for what else it takes there).
+    pub fn delegate_versions(mut self, versions: [u8; 3]) -> Self {
+        self.delegate_versions = versions;
         self
     }
 
@@ -160,6 +170,7 @@ impl NodeBuilder {
             memory: self.memory,
             transport: self.transport,
             meta: self.meta,
+            delegate_versions: self.delegate_versions,
             dns_server: self.dns_server,
         };
         Ok((self.config, extras))
