@@ -96,9 +96,9 @@ async fn same_owners(node: &Node, peer: &DskitPeer) {
         ids.sort();
         ids
     };
-    // dskit's ring follows its store with a delay of its own.
-    let ours: Vec<Vec<String>> = keys.iter().map(find).collect();
-    until("dskit finds the owners that we find", async || peer.owners(&keys).await == ours).await;
+    // Each follows its store with a delay of its own.
+    let ours = || keys.iter().map(find).collect::<Vec<_>>();
+    until("dskit finds the owners that we find", async || peer.owners(&keys).await == ours()).await;
 }
 
 fn state(node: &Node, id: &str) -> Option<(InstanceState, bool)> {
