@@ -96,6 +96,8 @@ pub(crate) struct Membership {
     swim: Swim,
     /// The core's count of changes when the members were last published, and when the rest was last looked at.
     published: (u64, Instant),
+    /// The core's count of changes of labels then.
+    published_labels: u64,
     /// What had been refused when that was last written to the log.
     logged: BTreeMap<&'static str, u64>,
     timer: CoreTimer,
@@ -143,6 +145,7 @@ impl Membership {
             parts,
             swim,
             published: (0, now.mono),
+            published_labels: 0,
             logged: BTreeMap::new(),
             timer: CoreTimer::default(),
             inbound: HashMap::new(),
@@ -268,8 +271,7 @@ impl Membership {
         if shown.health_score != self.swim.health_score()
             || shown.queued_broadcasts != self.swim.queued_broadcasts()
             || shown.refused != self.refused()
-            || shown.foreign_labels != *self.swim.foreign_labels()
-            || shown.labels != self.swim.member_labels()
+            || self.published_labels != self.swim.label_changes()
         {
             self.publish();
         }
@@ -285,6 +287,7 @@ impl Membership {
             self.parts.network.set_members(&addresses);
         }
         self.published = (self.swim.changes(), Instant::now());
+        self.published_labels = self.swim.label_changes();
         list.sort_by(|a, b| a.name.cmp(&b.name));
         self.parts.members.store(Arc::new(Members {
             list,

@@ -73,6 +73,8 @@ pub(super) struct Labels {
     foreign: ForeignLabels,
     /// The label of the last packet from each address.
     heard: BTreeMap<SocketAddr, Label>,
+    /// Counts changes of `heard` and `foreign`.
+    changes: u64,
     checks: BTreeMap<u64, Check>,
 }
 
@@ -95,6 +97,13 @@ impl Swim {
         live.filter_map(|member| Some((member.name.clone(), heard(member)?))).collect()
     }
 
+    /// A number that grows with every change of [`member_labels`](Self::member_labels) by what was heard, and of
+    /// [`foreign_labels`](Self::foreign_labels).
+    #[must_use]
+    pub fn label_changes(&self) -> u64 {
+        self.labels.changes
+    }
+
     /// Packets and answers under labels that are not accepted.
     #[must_use]
     pub fn foreign_labels(&self) -> &ForeignLabels {
@@ -103,6 +112,7 @@ impl Swim {
 
     pub(super) fn count_foreign_label(&mut self, label: &Label) {
         self.labels.foreign.count(label);
+        self.labels.changes += 1;
     }
 
     /// Remembers which label an address sends.
@@ -110,6 +120,7 @@ impl Swim {
         if let Some(known) = self.labels.heard.get_mut(&from) {
             if known != label {
                 *known = label.clone();
+                self.labels.changes += 1;
             }
             return;
         }
@@ -118,6 +129,7 @@ impl Swim {
             self.labels.heard.retain(|address, _| members.contains(address));
         }
         self.labels.heard.insert(from, label.clone());
+        self.labels.changes += 1;
     }
 
     #[cfg(test)]
