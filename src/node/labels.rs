@@ -9,7 +9,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use serde::Serialize;
 
 use super::Node;
-use crate::actors::keys::{CheckLabel, LabelCheck};
+use crate::actors::keys::{CheckLabel, LabelCheck, Wrapping};
+use crate::actors::membership::Members;
 use crate::swim::ForeignLabels;
 use crate::wire::{Label, PacketOptions};
 
@@ -72,7 +73,7 @@ impl Node {
         for label in members.values().flatten() {
             *sent.entry(text(label)).or_default() += 1;
         }
-        let foreign = self.foreign_labels();
+        let foreign = foreign(&self.members(), wrapping);
         Some(LabelStatus {
             label: text(&options.label),
             verification: options.verify_label,
@@ -106,15 +107,13 @@ impl Node {
         let others = members.list.iter().filter(|member| member.is_live() && member.name.as_str() != self.id());
         others.map(|member| (member.name.to_string(), members.labels.get(&member.name).cloned())).collect()
     }
+}
 
-    /// What was refused for its label, packets and streams together.
-    fn foreign_labels(&self) -> ForeignLabels {
-        let mut foreign = self.members().foreign_labels.clone();
-        if let Some(transport) = &self.system.transport {
-            foreign.merge(&transport.wrapping.foreign_streams());
-        }
-        foreign
-    }
+/// What was refused for its label, packets and streams together.
+pub(super) fn foreign(members: &Members, wrapping: &Wrapping) -> ForeignLabels {
+    let mut foreign = members.foreign_labels.clone();
+    foreign.merge(&wrapping.foreign_streams());
+    foreign
 }
 
 fn plan(own: &PacketOptions, to: &Label, check: &LabelCheck, heard: &BTreeMap<String, Option<Label>>) -> LabelPlan {

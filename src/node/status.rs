@@ -196,6 +196,15 @@ impl Page {
         self.registry.register(name, help, counter);
     }
 
+    /// A counter for each reason.
+    fn by_reason(&mut self, name: &str, help: &str, counts: impl IntoIterator<Item = (&'static str, u64)>) {
+        let family = Family::<ByReason, Counter>::default();
+        self.registry.register(name, help, family.clone());
+        for (reason, count) in counts {
+            family.get_or_create(&ByReason { reason }).inc_by(count);
+        }
+    }
+
     fn family<L>(&mut self, name: &str, help: &str) -> Gauges<L>
     where
         L: EncodeLabelSet + Clone + std::hash::Hash + Eq + std::fmt::Debug + Send + Sync + 'static,
@@ -241,27 +250,22 @@ fn membership(page: &mut Page, system: &System) {
         let count = members.list.iter().filter(|member| member.state == state).count();
         by_state.get_or_create(&ByNodeState { node_state: name }).set(i64::try_from(count).unwrap_or(i64::MAX));
     }
-    let refused = Family::<ByReason, Counter>::default();
-    let help = "Packets and messages refused; label_mismatch tells of another cluster";
-    page.registry.register("annulus_packets_refused", help, refused.clone());
-    refused
-        .get_or_create(&ByReason { reason: "over_rate" })
-        .inc_by(transport.transport.counters().snapshot().packets_over_rate);
-    for (reason, count) in &members.refused {
-        refused.get_or_create(&ByReason { reason }).inc_by(*count);
-    }
-    let entries = Family::<ByReason, Counter>::default();
-    let help = "Entries of other nodes refused for their dates, or with reason own_clock just accepted";
-    page.registry.register("annulus_entries_refused", help, entries.clone());
+    let moved = transport.transport.counters().snapshot();
+    page.by_reason(
+        "annulus_packets_refused",
+        "Packets and messages refused; label_mismatch tells of another cluster",
+        members.refused.iter().map(|(reason, count)| (*reason, *count)).chain([("over_rate", moved.packets_over_rate)]),
+    );
     let counts = system.contents.as_ref().map(|contents| contents.stats().entries_refused).unwrap_or_default();
-    for (reason, count) in counts.by_reason() {
-        entries.get_or_create(&ByReason { reason }).inc_by(count);
-    }
+    page.by_reason(
+        "annulus_entries_refused",
+        "Entries of other nodes refused for their dates, or with reason own_clock just accepted",
+        counts.by_reason(),
+    );
     let foreign = Family::<ByLabel, Counter>::default();
     let help = "Packets and streams refused for their label, by that label";
     page.registry.register("annulus_foreign_label", help, foreign.clone());
-    let mut counts = members.foreign_labels.clone();
-    counts.merge(&transport.wrapping.foreign_streams());
+    let counts = super::labels::foreign(&members, &transport.wrapping);
     for (label, count) in counts.iter() {
         foreign.get_or_create(&ByLabel { label: super::labels::text(label) }).inc_by(count);
     }
@@ -275,7 +279,6 @@ fn membership(page: &mut Page, system: &System) {
         members.incarnation_jumps,
     );
     page.counter("annulus_members_evicted", "Dead members forgotten early, the table being full", members.evicted);
-    let moved = transport.transport.counters().snapshot();
     if let Some(tcp) = transport.transport.tcp_counters() {
         tcp_transport(page, &moved, &tcp);
     } else {
@@ -291,16 +294,16 @@ fn membership(page: &mut Page, system: &System) {
     );
     page.counter("annulus_streams_accepted", "Streams accepted", moved.streams_in);
     page.counter("annulus_streams_opened", "Streams opened", moved.streams_out);
-    let streams = Family::<ByReason, Counter>::default();
-    page.registry.register("annulus_streams_refused", "Streams of others that were not answered", streams.clone());
     let over_limits = [
         ("too_many", moved.streams_over_total),
         ("too_many_from_address", moved.streams_over_source),
         ("too_often", moved.streams_over_rate),
     ];
-    for (reason, count) in over_limits.into_iter().chain(transport.streams.refused()) {
-        streams.get_or_create(&ByReason { reason }).inc_by(count);
-    }
+    page.by_reason(
+        "annulus_streams_refused",
+        "Streams of others that were not answered",
+        over_limits.into_iter().chain(transport.streams.refused()),
+    );
     page.gauge("annulus_streams_active", "Streams of others that are being answered", transport.streams.active());
     page.gauge("annulus_stream_budget_free_bytes", "Bytes that streams may still hold", transport.budget.free());
 }

@@ -14,7 +14,7 @@ use serde_json::Value;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 
-use crate::support::{skip_or_fail, wait_until};
+use crate::support::{go, skip_or_fail, wait_until};
 
 /// How long a request may take. A compare-and-swap that changes nothing takes dskit nine seconds.
 const ANSWER: Duration = Duration::from_secs(30);
@@ -25,36 +25,11 @@ const ANSWER: Duration = Duration::from_secs(30);
 /// When there is Go and it does not build, or when there is none and everything is required.
 pub fn program() -> Option<&'static Path> {
     static PROGRAM: OnceLock<Option<PathBuf>> = OnceLock::new();
-    let program = PROGRAM.get_or_init(build);
+    let program = PROGRAM.get_or_init(|| go::build("dskit-peer", "dskit-peer", &[]));
     if program.is_none() {
         skip_or_fail("there is no go here to build interop/ with");
     }
     program.as_deref()
-}
-
-/// Builds it. Go's own cache makes that quick when nothing changed.
-fn build() -> Option<PathBuf> {
-    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
-    let directory = root.join("target/peers/go");
-    std::fs::create_dir_all(&directory).unwrap();
-    // Test binaries may run side by side, and a program that runs cannot be written.
-    let lock = std::fs::File::create(directory.join(".lock")).unwrap();
-    lock.lock().unwrap();
-    let (program, fresh) = (directory.join("dskit-peer"), directory.join(".dskit-peer.new"));
-    let built = Command::new("go")
-        .args(["build", "-trimpath", "-buildvcs=false", "-o"])
-        .arg(&fresh)
-        .arg("./dskit-peer")
-        .current_dir(root.join("interop"))
-        .output();
-    let built = match built {
-        Ok(built) => built,
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return None,
-        Err(error) => panic!("go: {error}"),
-    };
-    assert!(built.status.success(), "dskit-peer does not build: {}", String::from_utf8_lossy(&built.stderr));
-    std::fs::rename(fresh, &program).unwrap();
-    Some(program)
 }
 
 /// An instance as dskit sees it in a ring.

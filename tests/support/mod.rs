@@ -5,6 +5,7 @@
 
 pub mod consul;
 pub mod etcd;
+pub mod go;
 pub mod notes;
 pub mod proxy;
 pub mod relay;

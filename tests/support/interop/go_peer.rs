@@ -12,8 +12,8 @@ use serde_json::Value;
 use super::loopback::Loopback;
 use super::matrix::Peer;
 use super::process::Process;
-use super::{peers, until};
-use crate::support::skip_or_fail;
+use super::until;
+use crate::support::{go, skip_or_fail};
 
 /// Which memberlist.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -44,37 +44,12 @@ impl Library {
             Self::Hashicorp => (&HASHICORP, "memberlist-peer-hashicorp", &["-modfile=upstream.mod", "-tags=upstream"]),
             Self::Grafana => (&GRAFANA, "memberlist-peer-grafana", &[]),
         };
-        let program = cell.get_or_init(|| build(name, options));
+        let program = cell.get_or_init(|| go::build(name, "memberlist-peer", options));
         if program.is_none() {
             skip_or_fail("there is no go here to build interop/ with");
         }
         program.as_deref()
     }
-}
-
-/// Builds a program of `interop/`. Go's own cache makes that quick when nothing changed.
-fn build(name: &str, options: &[&str]) -> Option<PathBuf> {
-    let directory = peers().join("go");
-    std::fs::create_dir_all(&directory).unwrap();
-    // Test binaries may run side by side, and a program that runs cannot be written.
-    let lock = std::fs::File::create(directory.join(".lock")).unwrap();
-    lock.lock().unwrap();
-    let (program, fresh) = (directory.join(name), directory.join(format!(".{name}.new")));
-    let built = Command::new("go")
-        .args(["build", "-trimpath", "-buildvcs=false", "-o"])
-        .arg(&fresh)
-        .args(options)
-        .arg("./memberlist-peer")
-        .current_dir(Path::new(env!("CARGO_MANIFEST_DIR")).join("interop"))
-        .output();
-    let built = match built {
-        Ok(built) => built,
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return None,
-        Err(error) => panic!("go: {error}"),
-    };
-    assert!(built.status.success(), "{name} does not build: {}", String::from_utf8_lossy(&built.stderr));
-    std::fs::rename(fresh, &program).unwrap();
-    Some(program)
 }
 
 /// How a peer is started.
