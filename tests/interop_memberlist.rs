@@ -84,7 +84,8 @@ async fn sees_meta(peer: &GoPeer, name: &str, meta: &str) {
 
 async fn we_see_meta(node: &CoreNode, name: &str, meta: &str) {
     let what = format!("{} sees the meta {meta}", node.name());
-    until(&what, async || node.member(name).map(|m| m.meta), |seen| seen.as_deref() == Some(meta.as_bytes())).await;
+    until(&what, async || node.member(name).map(|m| m.meta.clone()), |seen| seen.as_deref() == Some(meta.as_bytes()))
+        .await;
 }
 
 /// Messages in packets and over streams and to everyone, from each to the other. Returns how long packets and streams took.

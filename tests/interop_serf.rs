@@ -84,7 +84,7 @@ async fn shows_role(agent: &Serf, name: &str, role: &str) -> Duration {
 
 async fn we_see_tags(node: &CoreNode, name: &str, wanted: &[(&str, &str)]) {
     let what = format!("{} sees the tags {wanted:?}", node.name());
-    until(&what, async || node.member(name).map(|m| m.meta), |meta| *meta == Some(tags(wanted))).await;
+    until(&what, async || node.member(name).map(|m| m.meta.clone()), |meta| *meta == Some(tags(wanted))).await;
 }
 
 /// A user event each way in packets, then each way in a state and over streams. Returns how long each took.

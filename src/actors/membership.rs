@@ -21,10 +21,11 @@ use super::joining::{JoinPolicy, Joined, follow_seeds};
 use super::keys::{Checks, LabelCheck, Wrapping};
 use super::message::{drillable, message};
 use super::timer::CoreTimer;
-use super::transport::{Exchange, SendPackets, TransportActor};
+use super::transport::{Exchange, TransportActor};
 use crate::clock::Now;
 use crate::swim::{
-    Durable, ExchangeId, ForeignLabels, Input, LocalNode, Member, MemberEvent, Output, Swim, SwimConfig, UserBroadcast,
+    Durable, ExchangeId, ForeignLabels, HeardLabels, Input, LocalNode, Member, MemberEvent, Output, Swim, SwimConfig,
+    UserBroadcast,
 };
 use crate::transport::{ByteBudget, InboundPacket, PacketQueue, Transport};
 use crate::wire::message::NodeName;
@@ -36,6 +37,10 @@ const BATCH: usize = 64;
 /// How long what is shown may be out of date when no member changes.
 const PUBLISH_PERIOD: Duration = Duration::from_secs(1);
 
+/// The same for labels: an idle node hears of an address that it had no packet of yet for as many seconds as there are
+/// members.
+const PUBLISH_LABELS_PERIOD: Duration = Duration::from_secs(5);
+
 /// How often what was refused since the last time is written to the log, in one line: strangers must not fill it.
 const REFUSALS_LOGGED: Duration = Duration::from_secs(60);
 
@@ -46,21 +51,29 @@ const INBOUND: u64 = 1 << 63;
 #[derive(Clone, Debug, Default)]
 pub struct Members {
     /// Every member known, the suspected, the dead and those that left included, by name.
-    pub list: Vec<Member>,
+    pub list: Arc<[Arc<Member>]>,
     /// Lifeguard's local health score: 0 is healthy, higher means that this node itself is slow.
     pub health_score: u32,
     /// Messages that wait to be gossiped.
     pub queued_broadcasts: usize,
     /// Packets, and messages inside packets, that were refused, by reason: `label_mismatch` tells of a foreign cluster.
     pub refused: BTreeMap<&'static str, u64>,
-    /// The label that each live member sent last; members that sent no packet yet are missing.
-    pub labels: BTreeMap<NodeName, Label>,
+    /// Which label each address sent last. See [`Members::label_of`].
+    pub heard_labels: Arc<HeardLabels>,
     /// Packets and answers under labels that this node does not accept.
     pub foreign_labels: ForeignLabels,
     /// Incarnations of members that grew as none does by itself: somebody may be forging them.
     pub incarnation_jumps: u64,
     /// Members forgotten before their time because the table was full.
     pub evicted: u64,
+}
+
+impl Members {
+    /// The label that a live member sent last; `None` when it sent no packet yet, for this node itself and for the dead.
+    #[must_use]
+    pub fn label_of(&self, member: &Member) -> Option<&Label> {
+        self.heard_labels.of(member.socket_addr().filter(|_| member.is_live())?)
+    }
 }
 
 /// What outlives the actor.
@@ -70,7 +83,7 @@ pub(crate) struct MembershipParts {
     pub(crate) wrapping: Arc<Wrapping>,
     pub(crate) local: LocalNode,
     pub(crate) queue: Arc<PacketQueue>,
-    /// Is told who the members are: they may send more than strangers.
+    /// Takes our packets, and is told who the members are: they may send more than strangers.
     pub(crate) network: Arc<dyn Transport>,
     /// What peers' states may take while they wait for the store.
     pub(crate) states: ByteBudget,
@@ -96,8 +109,10 @@ pub(crate) struct Membership {
     swim: Swim,
     /// The core's count of changes when the members were last published, and when the rest was last looked at.
     published: (u64, Instant),
-    /// The core's count of changes of labels then.
-    published_labels: u64,
+    /// The members then.
+    list: Arc<[Arc<Member>]>,
+    /// The core's count of changes of labels when they were last published, and when that was.
+    published_labels: (u64, Instant),
     /// What had been refused when that was last written to the log.
     logged: BTreeMap<&'static str, u64>,
     timer: CoreTimer,
@@ -133,7 +148,7 @@ impl Membership {
         let now = Now::read();
         let mut swim = match had_left {
             Some(left) => {
-                let durable = Durable { members: parts.members.load().list.clone(), left, seeds: seeds.clone() };
+                let durable = Durable { members: parts.members.load().list.to_vec(), left, seeds: seeds.clone() };
                 Swim::resume(config, local, rng, nonces, now, durable)
             }
             None => Swim::new(config, local, rng, nonces, now),
@@ -144,8 +159,10 @@ impl Membership {
         Self {
             parts,
             swim,
-            published: (0, now.mono),
-            published_labels: 0,
+            // As no core counts, so that the first time is a change.
+            published: (u64::MAX, now.mono),
+            list: Arc::default(),
+            published_labels: (0, now.mono),
             logged: BTreeMap::new(),
             timer: CoreTimer::default(),
             inbound: HashMap::new(),
@@ -173,19 +190,15 @@ impl Membership {
 
     /// Carries out what the core wants, publishes what changed, and sets the timer.
     fn pump(&mut self, ctx: &mut Context<Self>) {
-        let packets = self.pump_inside(ctx);
-        if let (false, Some(transport)) = (packets.is_empty(), self.parts.transport.get()) {
-            transport.do_send(SendPackets(packets));
-        }
-    }
-
-    /// As [`Membership::pump`], but leaves the packets to the caller.
-    fn pump_inside(&mut self, ctx: &mut Context<Self>) -> Vec<(SocketAddr, Bytes)> {
-        let mut packets = Vec::new();
         let mut user_messages = Vec::new();
         while let Some(output) = self.swim.poll_output() {
             match output {
-                Output::SendPacket { to, bytes } => packets.push((to, bytes)),
+                // What the socket does not take now is dropped and counted, as on any network.
+                Output::SendPacket { to, bytes } => {
+                    if let Err(error) = self.parts.network.try_send_packet(to, &bytes) {
+                        tracing::debug!(%to, %error, "packet not sent");
+                    }
+                }
                 Output::UserMessage { bytes } => user_messages.push(bytes),
                 Output::Event(event) => {
                     self.parts.events.publish(node_event(event));
@@ -201,7 +214,6 @@ impl Membership {
         }
         self.publish_changes();
         self.set_timer(ctx);
-        packets
     }
 
     fn carry_out(&mut self, output: Output, ctx: &mut Context<Self>) {
@@ -271,32 +283,31 @@ impl Membership {
         if shown.health_score != self.swim.health_score()
             || shown.queued_broadcasts != self.swim.queued_broadcasts()
             || shown.refused != self.refused()
-            || self.published_labels != self.swim.label_changes()
+            || (self.published_labels.0 != self.swim.label_changes()
+                && now.saturating_duration_since(self.published_labels.1) >= PUBLISH_LABELS_PERIOD)
         {
             self.publish();
         }
     }
 
     fn publish(&mut self) {
-        let mut list = self.swim.members();
         if self.swim.changes() != self.published.0 {
-            let mut addresses = HashMap::new();
-            for ip in list.iter().filter(|member| member.is_live()).filter_map(|member| member.addr.to_ip()) {
-                *addresses.entry(ip).or_default() += 1;
-            }
-            self.parts.network.set_members(&addresses);
+            let mut list = self.swim.members();
+            list.sort_unstable_by(|a, b| a.name.cmp(&b.name));
+            self.list = list.into();
+            let live = self.list.iter().filter(|member| member.is_live());
+            self.parts.network.set_members(&Arc::new(live.filter_map(|member| member.addr.to_ip()).collect()));
         }
         self.published = (self.swim.changes(), Instant::now());
-        self.published_labels = self.swim.label_changes();
-        list.sort_by(|a, b| a.name.cmp(&b.name));
+        self.published_labels = (self.swim.label_changes(), self.published.1);
         self.parts.members.store(Arc::new(Members {
-            list,
+            list: Arc::clone(&self.list),
             health_score: self.swim.health_score(),
             queued_broadcasts: self.swim.queued_broadcasts(),
             refused: self.refused(),
             incarnation_jumps: self.swim.stats().incarnation_jumps,
             evicted: self.swim.stats().members_evicted,
-            labels: self.swim.member_labels(),
+            heard_labels: Arc::clone(self.swim.heard_labels()),
             foreign_labels: self.swim.foreign_labels().clone(),
         }));
         *self.parts.had_left.lock().unwrap_or_else(PoisonError::into_inner) = Some(self.swim.has_left());
@@ -344,7 +355,7 @@ impl Membership {
 }
 
 fn node_event(event: MemberEvent) -> NodeEvent {
-    let name = |member: Member| member.name.to_string();
+    let name = |member: Arc<Member>| member.name.to_string();
     match event {
         MemberEvent::Joined(member) => NodeEvent::MemberJoined { name: name(member) },
         MemberEvent::Updated(member) => NodeEvent::MemberUpdated { name: name(member) },
@@ -480,7 +491,7 @@ pub(crate) struct Broadcasts(pub(crate) Vec<UserBroadcast>);
 message!(Broadcasts => ());
 
 impl Handler<Broadcasts> for Membership {
-    type Result = ResponseFuture<()>;
+    type Result = ();
 
     fn handle(&mut self, Broadcasts(broadcasts): Broadcasts, ctx: &mut Self::Context) -> Self::Result {
         let now = Now::read();
@@ -491,16 +502,7 @@ impl Handler<Broadcasts> for Membership {
         if own {
             self.swim.handle(now, Input::GossipNow);
         }
-        let packets = self.pump_inside(ctx);
-        let sent = match self.parts.transport.get() {
-            Some(transport) if !packets.is_empty() => Some(transport.send(SendPackets(packets))),
-            _ => None,
-        };
-        Box::pin(async move {
-            if let Some(sent) = sent {
-                let _ = sent.await;
-            }
-        })
+        self.pump(ctx);
     }
 }
 

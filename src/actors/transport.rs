@@ -1,7 +1,9 @@
 //! The transport actor: moves bytes between the sockets and the membership actor.
 //!
 //! Packets go inward in batches through a bounded queue that drops the oldest, never through a mailbox, so a flood
-//! cannot starve timers. Each accepted stream is served by its own task under a deadline.
+//! cannot starve timers. Outward they do not come by here at all: a socket takes a packet at once or never, so the
+//! membership actor hands it over itself, which halves the wake-ups of an idle node. Each accepted stream is served by its
+//! own task under a deadline.
 
 use std::net::SocketAddr;
 use std::sync::{Arc, OnceLock};
@@ -45,10 +47,6 @@ impl TransportActor {
     }
 }
 
-/// Packets to send. A packet that the socket does not take now is dropped and counted, as on any network.
-pub(crate) struct SendPackets(pub(crate) Vec<(SocketAddr, Bytes)>);
-message!(SendPackets => ());
-
 /// Opens a stream, writes `bytes`, and, if asked to, reads the one message that answers.
 pub(crate) struct Exchange {
     pub(crate) to: SocketAddr,
@@ -74,18 +72,6 @@ impl Supervised for TransportActor {
 }
 
 drillable!(TransportActor);
-
-impl Handler<SendPackets> for TransportActor {
-    type Result = ();
-
-    fn handle(&mut self, SendPackets(packets): SendPackets, _: &mut Self::Context) {
-        for (to, bytes) in packets {
-            if let Err(error) = self.parts.transport.try_send_packet(to, &bytes) {
-                tracing::debug!(%to, %error, "packet not sent");
-            }
-        }
-    }
-}
 
 impl Handler<Exchange> for TransportActor {
     type Result = ResponseFuture<Result<Option<StreamMessage>, String>>;

@@ -18,7 +18,7 @@ pub(super) fn list(node: &Node) -> Response {
     Response::json(&json!({
         "health_score": members.health_score,
         "queued_broadcasts": members.queued_broadcasts,
-        "members": list.into_iter().map(|member| show(member, members.labels.get(&member.name), now)).collect::<Vec<_>>(),
+        "members": list.into_iter().map(|member| show(member, members.label_of(member), now)).collect::<Vec<_>>(),
     }))
 }
 

@@ -105,7 +105,7 @@ impl Node {
     fn heard_labels(&self) -> BTreeMap<String, Option<Label>> {
         let members = self.members();
         let others = members.list.iter().filter(|member| member.is_live() && member.name.as_str() != self.id());
-        others.map(|member| (member.name.to_string(), members.labels.get(&member.name).cloned())).collect()
+        others.map(|member| (member.name.to_string(), members.label_of(member).cloned())).collect()
     }
 }
 

@@ -182,21 +182,21 @@ pub enum Output {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum MemberEvent {
     /// A member is new, or is back after it was dead or had left.
-    Joined(Member),
+    Joined(Arc<Member>),
     /// A live member changed its meta.
-    Updated(Member),
+    Updated(Arc<Member>),
     /// A member did not answer; it has some time to say that it lives.
-    Suspected(Member),
+    Suspected(Arc<Member>),
     /// A suspect proved to be alive.
-    Recovered(Member),
+    Recovered(Arc<Member>),
     /// A member is dead.
-    Failed(Member),
+    Failed(Arc<Member>),
     /// A member said goodbye.
-    Left(Member),
+    Left(Arc<Member>),
     /// Somebody announced a live member's name with another address, and was refused.
     Conflict {
         /// The member that holds the name.
-        existing: Member,
+        existing: Arc<Member>,
         /// The announcement that was refused.
         other: Alive,
     },

@@ -15,10 +15,10 @@ use std::time::{Duration, Instant};
 
 use rand::RngExt;
 
+use super::Swim;
 use super::leave::Leave;
 use super::push_pull::Purpose;
 use super::timers::Timer;
-use super::{Member, Swim};
 use crate::wire::message::MemberState;
 
 /// For how long after its join a node asks again whenever it hears of somebody new.
@@ -97,7 +97,7 @@ impl Swim {
         let own = &self.local.name;
         let to = self.catch_up.through.take().or_else(|| {
             let others = self.table.random(1, &mut self.rng, |m| m.state == MemberState::Alive && m.name != *own);
-            others.first().and_then(Member::socket_addr)
+            others.first().and_then(|member| member.socket_addr())
         });
         if let Some(to) = to {
             self.begin_push_pull(now, to, Purpose::CatchUp);

@@ -137,7 +137,8 @@ impl Swim {
         self.rejoin.failed.retain(|_, (since, _)| now.saturating_duration_since(*since) < FAILED_KEPT);
         let interval = self.config.rejoin_interval;
 
-        let live: Vec<SocketAddr> = self.table.iter().filter(|m| m.is_live()).filter_map(Member::socket_addr).collect();
+        let live: Vec<SocketAddr> =
+            self.table.iter().filter(|m| m.is_live()).filter_map(|member| member.socket_addr()).collect();
         let missing = |addr: &SocketAddr| *addr != self.local.addr && !live.contains(addr);
         let seeds: Vec<SocketAddr> = self.rejoin.seeds.iter().copied().filter(missing).collect();
         let failed: Vec<SocketAddr> = self.rejoin.failed.values().map(|(_, addr)| *addr).filter(missing).collect();

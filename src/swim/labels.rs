@@ -5,12 +5,13 @@
 //! ping under that label is answered by those who accept it, and dropped by the others. That holds for Go's memberlist
 //! as well.
 
-use std::collections::BTreeMap;
-use std::net::SocketAddr;
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
 use std::time::Instant;
 
 use super::timers::Timer;
-use super::{Member, Output, Swim};
+use super::{Output, Swim};
 use crate::wire::message::{Message, NodeName, Ping};
 use crate::wire::{Label, PacketOptions, encode_message, encode_packets};
 
@@ -67,12 +68,106 @@ impl ForeignLabels {
     }
 }
 
+/// Which label each address sent last.
+///
+/// There are as many addresses as members and hardly ever more than one label, or two while labels are rolled out. So
+/// the addresses are kept close together, each with the number of its label.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct HeardLabels {
+    labels: Vec<Label>,
+    /// In order of the addresses.
+    heard: Vec<Heard>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Heard {
+    address: Address,
+    label: u8,
+}
+
+/// An address to compare quickly. IPv4 ones are mapped, as a socket for both shows them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+struct Address {
+    network: u64,
+    host: u64,
+    port: u16,
+}
+
+impl From<SocketAddr> for Address {
+    fn from(address: SocketAddr) -> Self {
+        let ip = match address.ip() {
+            IpAddr::V4(ip) => ip.to_ipv6_mapped(),
+            IpAddr::V6(ip) => ip,
+        };
+        Self { network: (ip.to_bits() >> 64) as u64, host: ip.to_bits() as u64, port: address.port() }
+    }
+}
+
+impl HeardLabels {
+    /// The label of the last packet from this address; `None` when none came.
+    #[must_use]
+    pub fn of(&self, address: SocketAddr) -> Option<&Label> {
+        let position = self.position(address.into()).ok()?;
+        self.labels.get(usize::from(self.heard.get(position)?.label))
+    }
+
+    fn position(&self, address: Address) -> Result<usize, usize> {
+        self.heard.binary_search_by_key(&address, |heard| heard.address)
+    }
+
+    fn len(&self) -> usize {
+        self.heard.len()
+    }
+
+    fn retain(&mut self, wanted: impl Fn(&Address) -> bool) {
+        self.heard.retain(|heard| wanted(&heard.address));
+        self.heard.shrink_to_fit();
+    }
+
+    fn set(&mut self, address: SocketAddr, label: &Label) {
+        let address = address.into();
+        match (self.position(address), self.number(label)) {
+            (Ok(position), Some(label)) => self.heard[position].label = label,
+            (Err(position), Some(label)) => self.heard.insert(position, Heard { address, label }),
+            // Somebody makes labels up. Better none than one that is not true any more.
+            (Ok(position), None) => {
+                self.heard.remove(position);
+            }
+            (Err(_), None) => {}
+        }
+    }
+
+    /// The number of a label, a new one if need be; `None` when all are in use.
+    fn number(&mut self, label: &Label) -> Option<u8> {
+        if let Some(known) = self.labels.iter().position(|known| known == label) {
+            return u8::try_from(known).ok();
+        }
+        if self.labels.len() > usize::from(u8::MAX) {
+            self.forget_unused();
+        }
+        let number = u8::try_from(self.labels.len()).ok()?;
+        self.labels.push(label.clone());
+        Some(number)
+    }
+
+    /// Forgets labels that nobody sends any more, which gives the others new numbers.
+    fn forget_unused(&mut self) {
+        let old = std::mem::take(&mut self.labels);
+        let mut renumbered = BTreeMap::new();
+        for heard in &mut self.heard {
+            heard.label = *renumbered.entry(heard.label).or_insert_with_key(|number| {
+                self.labels.push(old[usize::from(*number)].clone());
+                (self.labels.len() - 1) as u8
+            });
+        }
+    }
+}
+
 /// What is known of labels from outside.
 #[derive(Debug, Default)]
 pub(super) struct Labels {
     foreign: ForeignLabels,
-    /// The label of the last packet from each address.
-    heard: BTreeMap<SocketAddr, Label>,
+    heard: Arc<HeardLabels>,
     /// Counts changes of `heard` and `foreign`.
     changes: u64,
     checks: BTreeMap<u64, Check>,
@@ -89,15 +184,13 @@ struct Check {
 }
 
 impl Swim {
-    /// The label that each live member sent last. Members that sent no packet yet are missing, as is this node.
+    /// Which label each address sent last.
     #[must_use]
-    pub fn member_labels(&self) -> BTreeMap<NodeName, Label> {
-        let heard = |member: &Member| self.labels.heard.get(&member.socket_addr()?).cloned();
-        let live = self.table.iter().filter(|member| member.is_live());
-        live.filter_map(|member| Some((member.name.clone(), heard(member)?))).collect()
+    pub fn heard_labels(&self) -> &Arc<HeardLabels> {
+        &self.labels.heard
     }
 
-    /// A number that grows with every change of [`member_labels`](Self::member_labels) by what was heard, and of
+    /// A number that grows with every change of [`heard_labels`](Self::heard_labels) and of
     /// [`foreign_labels`](Self::foreign_labels).
     #[must_use]
     pub fn label_changes(&self) -> u64 {
@@ -117,18 +210,16 @@ impl Swim {
 
     /// Remembers which label an address sends.
     pub(super) fn heard_label(&mut self, from: SocketAddr, label: &Label) {
-        if let Some(known) = self.labels.heard.get_mut(&from) {
-            if known != label {
-                *known = label.clone();
-                self.labels.changes += 1;
-            }
+        if self.labels.heard.of(from) == Some(label) {
             return;
         }
-        if self.labels.heard.len() >= self.table.len() + MAX_STRANGERS {
-            let members: std::collections::BTreeSet<_> = self.table.iter().filter_map(Member::socket_addr).collect();
-            self.labels.heard.retain(|address, _| members.contains(address));
+        let heard = Arc::make_mut(&mut self.labels.heard);
+        if heard.len() >= self.table.len() + MAX_STRANGERS {
+            let members: BTreeSet<_> =
+                self.table.iter().filter_map(|member| member.socket_addr()).map(Address::from).collect();
+            heard.retain(|address| members.contains(address));
         }
-        self.labels.heard.insert(from, label.clone());
+        heard.set(from, label);
         self.labels.changes += 1;
     }
 
@@ -159,7 +250,7 @@ impl Swim {
         let options = PacketOptions { label: check.label.clone(), ..self.config.packet.clone() };
         let waiting = check.waiting.clone();
         for (seq_no, node) in waiting {
-            let Some(to) = self.table.get(&node).and_then(Member::socket_addr) else { continue };
+            let Some(to) = self.table.get(&node).and_then(|member| member.socket_addr()) else { continue };
             let ping = encode_message(&Message::Ping(Ping { seq_no, node, source: self.source() }));
             for bytes in encode_packets(&[ping], &options, false, &mut self.nonces) {
                 self.stats.packets_sent += 1;
@@ -178,6 +269,61 @@ impl Swim {
         });
         if let Some((id, true)) = answered {
             self.label_check_due(now, id);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+
+    use std::net::Ipv4Addr;
+
+    use super::*;
+
+    fn address(number: u32) -> SocketAddr {
+        SocketAddr::from((Ipv4Addr::from_bits(0x0a00_0000 + number), 7946))
+    }
+
+    fn label(number: u32) -> Label {
+        number.to_string().parse().unwrap()
+    }
+
+    #[test]
+    fn each_address_has_the_label_that_was_set_last() {
+        let mut heard = HeardLabels::default();
+        for number in [5, 1, 9, 3, 7] {
+            heard.set(address(number), &label(number % 2));
+        }
+        heard.set(address(9), &label(4));
+        let labels = [1, 3, 5, 7, 9, 11].map(|number| heard.of(address(number)).cloned());
+        assert_eq!(labels, [Some(1), Some(1), Some(1), Some(1), Some(4), None].map(|known| known.map(label)));
+        let mapped = SocketAddr::from((Ipv4Addr::from_bits(0x0a00_0009).to_ipv6_mapped(), 7946));
+        assert_eq!(heard.of(mapped), Some(&label(4)), "as a socket for both families shows it");
+    }
+
+    #[test]
+    fn labels_that_nobody_sends_any_more_make_room_for_others() {
+        let mut heard = HeardLabels::default();
+        heard.set(address(1), &label(1));
+        for number in 0..10_000 {
+            heard.set(address(2), &label(number));
+            assert_eq!(heard.of(address(2)), Some(&label(number)));
+        }
+        assert_eq!(heard.of(address(1)), Some(&label(1)));
+        assert!(heard.labels.len() <= 256);
+    }
+
+    #[test]
+    fn more_labels_than_there_are_numbers_are_not_remembered_and_none_is_mistaken() {
+        let mut heard = HeardLabels::default();
+        for number in 0..300 {
+            heard.set(address(number), &label(number));
+        }
+        heard.set(address(7), &label(1000));
+        for number in 0..300 {
+            let known = heard.of(address(number));
+            assert_eq!(known.cloned(), (number < 256 && number != 7).then(|| label(number)), "{number}");
         }
     }
 }

@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 use std::net::SocketAddr;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
@@ -93,9 +94,11 @@ pub(super) fn is_compatible(own: &Vsn, other: &Vsn) -> bool {
 }
 
 /// All members in a random order, which is also the order in which they are probed.
+///
+/// Each is shared with those to whom the table was shown: in a process with many nodes that is half of their memory.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Table {
-    members: Vec<Member>,
+    members: Vec<Arc<Member>>,
     index: HashMap<NodeName, usize>,
 }
 
@@ -105,24 +108,27 @@ impl Table {
         self.members.len()
     }
 
-    pub(super) fn iter(&self) -> impl Iterator<Item = &Member> {
+    pub(super) fn iter(&self) -> impl Iterator<Item = &Arc<Member>> {
         self.members.iter()
     }
 
-    pub(super) fn at(&self, position: usize) -> Option<&Member> {
+    pub(super) fn at(&self, position: usize) -> Option<&Arc<Member>> {
         self.members.get(position)
     }
 
-    pub(super) fn get(&self, name: &NodeName) -> Option<&Member> {
+    pub(super) fn get(&self, name: &NodeName) -> Option<&Arc<Member>> {
         self.members.get(*self.index.get(name)?)
     }
 
-    pub(super) fn get_mut(&mut self, name: &NodeName) -> Option<&mut Member> {
-        self.members.get_mut(*self.index.get(name)?)
+    /// Changes a member, and returns it as it is then. What was shown of it before stays as it was.
+    pub(super) fn change(&mut self, name: &NodeName, change: impl FnOnce(&mut Member)) -> Option<Arc<Member>> {
+        let member = self.members.get_mut(*self.index.get(name)?)?;
+        change(Arc::make_mut(member));
+        Some(Arc::clone(member))
     }
 
     /// Adds a member at a random place, so that two nodes never probe in the same order. The name must be new.
-    pub(super) fn insert(&mut self, member: Member, rng: &mut SmallRng) {
+    pub(super) fn insert(&mut self, member: Arc<Member>, rng: &mut SmallRng) {
         let last = self.members.len();
         let place = rng.random_range(0..=last);
         self.members.push(member);
@@ -134,8 +140,14 @@ impl Table {
 
     /// Forgets members that have been dead or left for longer than `after` (never `keep`), and shuffles the rest.
     /// Returns the forgotten.
-    pub(super) fn reap(&mut self, keep: &NodeName, after: Duration, now: Instant, rng: &mut SmallRng) -> Vec<Member> {
-        let old = |m: &Member| m.name != *keep && !m.is_live() && now.saturating_duration_since(m.since) > after;
+    pub(super) fn reap(
+        &mut self,
+        keep: &NodeName,
+        after: Duration,
+        now: Instant,
+        rng: &mut SmallRng,
+    ) -> Vec<Arc<Member>> {
+        let old = |m: &Arc<Member>| m.name != *keep && !m.is_live() && now.saturating_duration_since(m.since) > after;
         let (gone, mut kept): (Vec<_>, Vec<_>) = std::mem::take(&mut self.members).into_iter().partition(old);
         kept.shuffle(rng);
         self.index = kept.iter().enumerate().map(|(i, m)| (m.name.clone(), i)).collect();
@@ -145,7 +157,7 @@ impl Table {
 
     /// Forgets the half of the dead and the left (never `keep`) that has been so for longest, rounded up. Returns the
     /// forgotten.
-    pub(super) fn forget_older_half_of_the_dead(&mut self, keep: &NodeName) -> Vec<Member> {
+    pub(super) fn forget_older_half_of_the_dead(&mut self, keep: &NodeName) -> Vec<Arc<Member>> {
         let mut ages: Vec<_> =
             self.members.iter().filter(|m| m.name != *keep && !m.is_live()).map(|m| m.since).collect();
         if ages.is_empty() {
@@ -154,7 +166,7 @@ impl Table {
         let middle = (ages.len() - 1) / 2;
         let (_, newest_to_go, _) = ages.select_nth_unstable(middle);
         let newest_to_go = *newest_to_go;
-        let old = |m: &Member| m.name != *keep && !m.is_live() && m.since <= newest_to_go;
+        let old = |m: &Arc<Member>| m.name != *keep && !m.is_live() && m.since <= newest_to_go;
         let (gone, kept): (Vec<_>, Vec<_>) = std::mem::take(&mut self.members).into_iter().partition(old);
         self.index = kept.iter().enumerate().map(|(i, m)| (m.name.clone(), i)).collect();
         self.members = kept;
@@ -162,7 +174,12 @@ impl Table {
     }
 
     /// Up to `count` different random members that satisfy `wanted`.
-    pub(super) fn random(&self, count: usize, rng: &mut SmallRng, wanted: impl Fn(&Member) -> bool) -> Vec<Member> {
+    pub(super) fn random(
+        &self,
+        count: usize,
+        rng: &mut SmallRng,
+        wanted: impl Fn(&Member) -> bool,
+    ) -> Vec<Arc<Member>> {
         let len = self.members.len();
         if count == 0 || len == 0 {
             return Vec::new();
@@ -196,8 +213,8 @@ mod tests {
     use crate::clock::Now;
     use crate::wire::message::VSN;
 
-    fn member(i: usize, state: MemberState, since: Instant) -> Member {
-        Member {
+    fn member(i: usize, state: MemberState, since: Instant) -> Arc<Member> {
+        Arc::new(Member {
             name: NodeName::from(format!("n{i}")),
             addr: WireIp::NONE,
             port: 1,
@@ -206,7 +223,7 @@ mod tests {
             state,
             vsn: VSN,
             since,
-        }
+        })
     }
 
     #[test]
@@ -252,8 +269,11 @@ mod tests {
                 table.insert(member(i, state, now), &mut rng);
             }
             for _ in 0..100 {
-                let mut names: Vec<_> =
-                    table.random(3, &mut rng, |m| m.state == MemberState::Alive).into_iter().map(|m| m.name).collect();
+                let mut names: Vec<_> = table
+                    .random(3, &mut rng, |m| m.state == MemberState::Alive)
+                    .into_iter()
+                    .map(|m| m.name.clone())
+                    .collect();
                 assert_eq!(names.len(), 3.min(size.div_ceil(2)));
                 names.sort();
                 names.dedup();

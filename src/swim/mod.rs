@@ -83,6 +83,7 @@ mod tests;
 mod timers;
 
 use std::collections::{BTreeMap, VecDeque};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
@@ -93,7 +94,7 @@ pub use admission::{INCARNATION_JUMP, NEW_NAMES_BURST, NEW_NAMES_PER_SECOND};
 pub use api::{ExchangeId, Input, LocalNode, MemberEvent, Output, UserBroadcast};
 pub use broadcast::{MAX_USER_QUEUE, retransmit_limit};
 pub use config::SwimConfig;
-pub use labels::{ForeignLabels, MAX_FOREIGN_LABELS};
+pub use labels::{ForeignLabels, HeardLabels, MAX_FOREIGN_LABELS};
 pub use member::{MAX_MEMBERS, Member};
 pub use push_pull::{MAX_INBOUND_PUSH_PULLS, push_pull_interval};
 pub use stats::Stats;
@@ -118,7 +119,7 @@ use crate::clock::Now;
 use crate::wire::message::{MemberState, NodeName, WireIp};
 
 /// Room for outputs that is kept when there are none.
-const OUTPUTS_KEPT: usize = 16;
+const OUTPUTS_KEPT: usize = 4;
 
 /// The membership core of one node. See the [module](self).
 #[derive(Debug)]
@@ -154,7 +155,7 @@ pub struct Swim {
 #[derive(Clone, Debug)]
 pub struct Durable {
     /// [`Swim::members`].
-    pub members: Vec<Member>,
+    pub members: Vec<Arc<Member>>,
     /// [`Swim::has_left`].
     pub left: bool,
     /// What [`Input::SetSeeds`] said last.
@@ -256,7 +257,7 @@ impl Swim {
             self.stats.refuse_message("own_meta_too_long");
             meta = Bytes::new();
         }
-        let member = Member {
+        let member = Arc::new(Member {
             name: self.local.name.clone(),
             addr: WireIp::from(self.local.addr.ip()),
             port: self.local.addr.port(),
@@ -265,7 +266,7 @@ impl Swim {
             state: MemberState::Alive,
             vsn: self.config.vsn(),
             since: now,
-        };
+        });
         self.table.insert(member.clone(), &mut self.rng);
         self.changes += 1;
         self.event(MemberEvent::Joined(member));
@@ -339,7 +340,7 @@ impl Swim {
 
     /// All members, this node, the suspects, the dead and those who left included, in no order.
     #[must_use]
-    pub fn members(&self) -> Vec<Member> {
+    pub fn members(&self) -> Vec<Arc<Member>> {
         self.table.iter().cloned().collect()
     }
 

@@ -257,7 +257,7 @@ impl Swim {
             return from;
         };
         let of_sender = named.ip().to_canonical() == from.ip().to_canonical();
-        let of_member = || self.table.get(&source.node).and_then(super::Member::socket_addr) == Some(named);
+        let of_member = || self.table.get(&source.node).and_then(|member| member.socket_addr()) == Some(named);
         if of_sender || of_member() { named } else { from }
     }
 
@@ -268,7 +268,7 @@ impl Swim {
         let port = if request.port == 0 { self.local.addr.port() } else { request.port };
         let target = SocketAddr::new(ip, port);
         let requester = self.reply_address(from, request.source.as_ref());
-        if self.table.get(&request.node).and_then(super::Member::socket_addr) != Some(target) {
+        if self.table.get(&request.node).and_then(|member| member.socket_addr()) != Some(target) {
             self.stats.refuse_message("indirect_ping_to_stranger");
             // Said at once: to a member that asked, silence would mean that we ourselves are slow.
             if request.nack {

@@ -76,6 +76,15 @@ impl Exchanges {
         Self { next: first, open: BTreeMap::new() }
     }
 
+    fn close(&mut self, exchange: ExchangeId) -> Option<Exchange> {
+        let closed = self.open.remove(&exchange);
+        if self.open.is_empty() {
+            // An empty map keeps a leaf, which is large. Hardly ever is there an exchange.
+            self.open = BTreeMap::new();
+        }
+        closed
+    }
+
     fn inbound(&self) -> usize {
         self.open.values().filter(|exchange| matches!(exchange, Exchange::In { .. })).count()
     }
@@ -100,7 +109,7 @@ impl Swim {
     pub(super) fn push_pull_with_some(&mut self, now: Instant, count: usize) {
         let own = &self.local.name;
         let targets = self.table.random(count, &mut self.rng, |m| m.state == MemberState::Alive && m.name != *own);
-        for to in targets.iter().filter_map(super::Member::socket_addr) {
+        for to in targets.iter().filter_map(|member| member.socket_addr()) {
             self.begin_push_pull(now, to, Purpose::Periodic);
         }
     }
@@ -120,7 +129,7 @@ impl Swim {
     }
 
     pub(super) fn exchange_due(&mut self, now: Instant, exchange: ExchangeId) {
-        match self.exchanges.open.remove(&exchange) {
+        match self.exchanges.close(exchange) {
             Some(Exchange::Out { to, purpose, .. }) => {
                 self.push_pull_ended(now, to, purpose, Err("no answer in time".to_owned()));
             }
@@ -183,7 +192,7 @@ impl Swim {
                 self.outputs.push_back(Output::OpenStream { exchange, to, bytes, expect_reply: true, timeout });
             }
             Some(Exchange::In { .. }) => {
-                let Some(Exchange::In { from, label, remote }) = self.exchanges.open.remove(&exchange) else { return };
+                let Some(Exchange::In { from, label, remote }) = self.exchanges.close(exchange) else { return };
                 let bytes = Some(self.own_state(remote.join, user_state, Some(&label)));
                 // Answer first, as every peer does: even one whose state we refuse learns the members.
                 self.outputs.push_back(Output::RespondStream { exchange, bytes });
@@ -206,7 +215,7 @@ impl Swim {
         }
         let Some(Exchange::Out { to, purpose, .. }) = self.exchanges.open.get(&exchange) else { return };
         let (to, purpose) = (*to, *purpose);
-        self.exchanges.open.remove(&exchange);
+        self.exchanges.close(exchange);
         let own_incarnation = |swim: &Self| swim.table.get(&swim.local.name).map(|own| own.incarnation);
         let before = own_incarnation(self);
         let merged = match result {
@@ -241,7 +250,7 @@ impl Swim {
         let unsent = |exchange: &Exchange| matches!(exchange, Exchange::Out { sent: false, .. });
         let ids: Vec<_> = self.exchanges.open.iter().filter(|(_, open)| unsent(open)).map(|(id, _)| *id).collect();
         for id in ids {
-            if let Some(Exchange::Out { to, purpose, .. }) = self.exchanges.open.remove(&id) {
+            if let Some(Exchange::Out { to, purpose, .. }) = self.exchanges.close(id) {
                 self.push_pull_ended(now, to, purpose, Err("this node is leaving the cluster".to_owned()));
             }
         }
@@ -263,7 +272,7 @@ impl Swim {
     /// takes, it would refuse all of it: then the application's state stays away, which is counted (and so logged and in
     /// the metrics), and the membership at least is exchanged.
     fn own_state(&mut self, join: bool, user_state: Bytes, answer_to: Option<&Label>) -> Bytes {
-        let nodes: Vec<_> = self.table.iter().map(super::Member::to_push_node).collect();
+        let nodes: Vec<_> = self.table.iter().map(|member| member.to_push_node()).collect();
         let own_label = &self.config.packet.label;
         let label = answer_to.filter(|label| *label != own_label).map(|_| own_label.clone());
         let mut encode = |nodes, user_state| {

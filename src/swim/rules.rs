@@ -5,6 +5,7 @@
 //! the last word, by announcing itself with a higher incarnation than that of the accusation.
 
 use std::net::SocketAddr;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
@@ -75,17 +76,18 @@ impl Swim {
         self.stats.alive_accepted += 1;
         self.changes += 1;
         self.broadcast_member(alive.node.clone(), &Message::Alive(alive.clone()));
-        let Some(member) = self.table.get_mut(&alive.node) else { return };
-        member.incarnation = alive.incarnation;
-        member.addr = alive.addr;
-        member.port = alive.port;
-        member.meta = alive.meta;
-        member.vsn = vsn;
-        if member.state != MemberState::Alive {
-            member.state = MemberState::Alive;
-            member.since = now;
-        }
-        let member = member.clone();
+        let changed = self.table.change(&alive.node, |member| {
+            member.incarnation = alive.incarnation;
+            member.addr = alive.addr;
+            member.port = alive.port;
+            member.meta = alive.meta;
+            member.vsn = vsn;
+            if member.state != MemberState::Alive {
+                member.state = MemberState::Alive;
+                member.since = now;
+            }
+        });
+        let Some(member) = changed else { return };
         match known.state {
             MemberState::Dead | MemberState::Left => self.event(MemberEvent::Joined(member)),
             MemberState::Alive | MemberState::Suspect => {
@@ -113,7 +115,7 @@ impl Swim {
         if !self.catch_up.is_known {
             self.broadcast_member(alive.node.clone(), &Message::Alive(alive.clone()));
         }
-        let member = Member {
+        let member = Arc::new(Member {
             name: alive.node,
             addr: alive.addr,
             port: alive.port,
@@ -122,7 +124,7 @@ impl Swim {
             state: MemberState::Alive,
             vsn,
             since: now,
-        };
+        });
         self.table.insert(member.clone(), &mut self.rng);
         self.event(MemberEvent::Joined(member));
         self.catch_up_soon(now);
@@ -155,12 +157,14 @@ impl Swim {
         self.stats.suspect_accepted += 1;
         self.changes += 1;
         self.broadcast_member(suspect.node.clone(), &Message::Suspect(suspect.clone()));
-        let Some(member) = self.table.get_mut(&suspect.node) else { return };
-        member.incarnation = suspect.incarnation;
-        if state == MemberState::Alive {
-            member.state = MemberState::Suspect;
-            member.since = now;
-            let member = member.clone();
+        let changed = self.table.change(&suspect.node, |member| {
+            member.incarnation = suspect.incarnation;
+            if member.state == MemberState::Alive {
+                member.state = MemberState::Suspect;
+                member.since = now;
+            }
+        });
+        if let (MemberState::Alive, Some(member)) = (state, changed) {
             self.event(MemberEvent::Suspected(member));
         }
         self.start_suspicion(now, suspect.node, suspect.from);
@@ -194,7 +198,7 @@ impl Swim {
         let is_self = self.is_self(&dead.node);
         let is_leave = dead.node == dead.from;
         self.note_incarnation(&dead.node, dead.incarnation);
-        let Some(member) = self.table.get_mut(&dead.node) else { return };
+        let Some(member) = self.table.get(&dead.node) else { return };
         if dead.incarnation < member.incarnation {
             return self.repeat_refutation(&dead.node);
         }
@@ -202,7 +206,7 @@ impl Swim {
             // Old news, but perhaps higher evidence: without keeping it, an announcement between the two incarnations
             // would revive the dead.
             if dead.incarnation > member.incarnation {
-                member.incarnation = dead.incarnation;
+                self.table.change(&dead.node, |member| member.incarnation = dead.incarnation);
                 self.changes += 1;
                 self.broadcast_member(dead.node.clone(), &Message::Dead(dead));
             }
@@ -211,10 +215,12 @@ impl Swim {
         if is_self && self.leave == Leave::No {
             return self.refute(dead.incarnation);
         }
-        member.incarnation = dead.incarnation;
-        member.state = if is_leave { MemberState::Left } else { MemberState::Dead };
-        member.since = now;
-        let member = member.clone();
+        let changed = self.table.change(&dead.node, |member| {
+            member.incarnation = dead.incarnation;
+            member.state = if is_leave { MemberState::Left } else { MemberState::Dead };
+            member.since = now;
+        });
+        let Some(member) = changed else { return };
         self.suspicions.remove(&dead.node);
         self.stats.dead_accepted += 1;
         self.changes += 1;
@@ -234,11 +240,11 @@ impl Swim {
     pub(super) fn refute(&mut self, accused: u32) {
         self.stats.refutations += 1;
         self.awareness.worsen(1);
-        let Some(own) = self.table.get_mut(&self.local.name) else { return };
+        let Some(own) = self.table.get(&self.local.name) else { return };
         if accused == u32::MAX || own.incarnation == u32::MAX {
             self.stats.refutations_exhausted += 1;
         }
-        own.incarnation = own.incarnation.max(accused).saturating_add(1);
+        self.table.change(&self.local.name, |own| own.incarnation = own.incarnation.max(accused).saturating_add(1));
         self.changes += 1;
         self.announce();
     }
@@ -264,10 +270,11 @@ impl Swim {
         if self.leave != Leave::No {
             return;
         }
-        let Some(own) = self.table.get_mut(&self.local.name) else { return };
-        own.meta = meta.clone();
-        own.incarnation = own.incarnation.saturating_add(1);
-        let own = own.clone();
+        let changed = self.table.change(&self.local.name, |own| {
+            own.meta = meta.clone();
+            own.incarnation = own.incarnation.saturating_add(1);
+        });
+        let Some(own) = changed else { return };
         self.local.meta = meta;
         self.changes += 1;
         self.event(MemberEvent::Updated(own));

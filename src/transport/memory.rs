@@ -18,7 +18,7 @@
 use std::collections::{HashMap, HashSet};
 use std::future::poll_fn;
 use std::io;
-use std::net::{IpAddr, SocketAddr};
+use std::net::SocketAddr;
 use std::pin::Pin;
 use std::sync::{Arc, Mutex};
 use std::task::{Context, Poll, Waker, ready};
@@ -34,7 +34,7 @@ use super::close::CloseSignal;
 use super::counters::{Counters, add};
 use super::io::connect_by;
 use super::queue::PacketQueue;
-use super::sources::Sources;
+use super::sources::{MemberAddresses, Sources};
 use super::{BoxFuture, InboundPacket, Limits, Stream, Transport, canonical, check_packet_size, closed_error, lock};
 
 /// Bytes that a stream holds in each direction before its writer has to wait.
@@ -306,7 +306,7 @@ impl Transport for MemoryTransport {
         }))
     }
 
-    fn set_members(&self, members: &HashMap<IpAddr, u32>) {
+    fn set_members(&self, members: &Arc<MemberAddresses>) {
         self.endpoint.sources.set_members(members);
         self.endpoint.budget.sources.set_members(members);
     }

@@ -41,10 +41,9 @@ mod tcp_only;
 mod tests;
 mod udp;
 
-use std::collections::HashMap;
-use std::net::{IpAddr, SocketAddr};
+use std::net::SocketAddr;
 use std::pin::Pin;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use bytes::Bytes;
 use tokio::io::{AsyncRead, AsyncWrite};
@@ -57,7 +56,7 @@ pub use framing::{Carries, Framing, FramingError, Unframed};
 pub use memory::{MemoryNetwork, MemoryTransport};
 pub use net::NetTransport;
 pub use queue::PacketQueue;
-pub use sources::{Rate, Rates};
+pub use sources::{MemberAddresses, Rate, Rates};
 pub use tcp_only::{TcpCounterValues, TcpSettings, TcpTransport};
 
 /// A future that can cross threads.
@@ -122,7 +121,7 @@ pub trait Transport: Send + Sync + 'static {
 
     /// Says at which addresses the members are, and how many at each: they may send more than strangers (see
     /// [`Limits`]). A transport without such limits need not care.
-    fn set_members(&self, members: &HashMap<IpAddr, u32>) {
+    fn set_members(&self, members: &Arc<MemberAddresses>) {
         let _ = members;
     }
 

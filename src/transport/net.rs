@@ -1,6 +1,5 @@
 //! UDP and TCP on the same port number: what every memberlist node listens on.
 
-use std::collections::HashMap;
 use std::future::poll_fn;
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
@@ -16,7 +15,7 @@ use super::counters::Counters;
 use super::error::{BindError, BindErrorKind, Protocol};
 use super::tcp::{self, TcpListeners};
 use super::udp::{self, UdpSockets};
-use super::{BoxFuture, InboundPacket, Limits, Stream, Transport, check_packet_size, closed_error};
+use super::{BoxFuture, InboundPacket, Limits, MemberAddresses, Stream, Transport, check_packet_size, closed_error};
 
 /// How many ports to try when any port will do: one is often free for TCP but not for UDP.
 const PORT_TRIES: usize = 10;
@@ -136,7 +135,7 @@ impl Transport for NetTransport {
         })
     }
 
-    fn set_members(&self, members: &HashMap<IpAddr, u32>) {
+    fn set_members(&self, members: &Arc<MemberAddresses>) {
         // A closed transport limits nothing any more.
         let Ok(sockets) = self.sockets() else { return };
         sockets.udp.sources.set_members(members);

@@ -13,7 +13,7 @@
 
 use std::collections::HashMap;
 use std::net::{IpAddr, Ipv6Addr};
-use std::sync::Mutex;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use tokio::time::Instant;
@@ -63,6 +63,40 @@ impl Rates {
     };
 }
 
+/// At which addresses the members are, and how many at each.
+///
+/// ```
+/// # use annulus::transport::MemberAddresses;
+/// let members: MemberAddresses = ["10.0.0.1", "10.0.0.2", "::ffff:10.0.0.1"].map(|ip| ip.parse().unwrap()).into_iter().collect();
+/// assert_eq!(members.count("10.0.0.1".parse().unwrap()), 2);
+/// assert_eq!(members.count("10.0.0.3".parse().unwrap()), 0);
+/// ```
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct MemberAddresses(Box<[(IpAddr, u32)]>);
+
+impl MemberAddresses {
+    /// How many members have this address. The two forms of an IPv4 address are one.
+    #[must_use]
+    pub fn count(&self, ip: IpAddr) -> u32 {
+        let position = self.0.binary_search_by_key(&ip.to_canonical(), |(ip, _)| *ip);
+        position.map_or(0, |position| self.0[position].1)
+    }
+}
+
+impl FromIterator<IpAddr> for MemberAddresses {
+    /// One item a member.
+    fn from_iter<I: IntoIterator<Item = IpAddr>>(members: I) -> Self {
+        let mut counts: Vec<_> = members.into_iter().map(|ip| (ip.to_canonical(), 1)).collect();
+        counts.sort_unstable();
+        counts.dedup_by(|another, first| {
+            let same = another.0 == first.0;
+            first.1 += u32::from(same);
+            same
+        });
+        Self(counts.into_boxed_slice())
+    }
+}
+
 /// What was used of a rate and not earned back yet.
 #[derive(Clone, Copy, Debug)]
 struct Bucket {
@@ -99,8 +133,9 @@ pub(super) struct Sources {
 
 #[derive(Debug)]
 struct Table {
-    /// With the number of members at the address.
-    members: HashMap<IpAddr, (u32, Bucket)>,
+    members: Arc<MemberAddresses>,
+    /// Of members that sent something lately. A full bucket is as good as none.
+    busy: HashMap<IpAddr, Bucket>,
     strangers: HashMap<IpAddr, Bucket>,
     /// For strangers without a place in the table.
     crowd: Bucket,
@@ -112,7 +147,8 @@ impl Sources {
     pub(super) fn new(rates: Rates, limit_loopback: bool) -> Self {
         let bucket = Bucket::new(Instant::now());
         let table = Table {
-            members: HashMap::new(),
+            members: Arc::default(),
+            busy: HashMap::new(),
             strangers: HashMap::new(),
             crowd: bucket,
             all_strangers: bucket,
@@ -121,17 +157,11 @@ impl Sources {
         Self { rates, limit_loopback, table: Mutex::new(table) }
     }
 
-    /// Says who the members are, and how many of them have each address.
-    pub(super) fn set_members(&self, members: &HashMap<IpAddr, u32>) {
-        let now = Instant::now();
+    /// Says who the members are.
+    pub(super) fn set_members(&self, members: &Arc<MemberAddresses>) {
         let mut table = lock(&self.table);
-        let old = std::mem::take(&mut table.members);
-        let bucket = |ip| old.get(&ip).map_or_else(|| Bucket::new(now), |(_, bucket)| *bucket);
-        table.members = members
-            .iter()
-            .map(|(ip, count)| (ip.to_canonical(), *count))
-            .map(|(ip, n)| (ip, (n, bucket(ip))))
-            .collect();
+        table.busy.retain(|ip, _| members.count(*ip) > 0);
+        table.members = Arc::clone(members);
     }
 
     /// Whether another event from this address is within the rates; if so, it is counted against them.
@@ -142,8 +172,9 @@ impl Sources {
         }
         let Rates { member, stranger, strangers } = self.rates;
         let table = &mut *lock(&self.table);
-        if let Some((count, bucket)) = table.members.get_mut(&ip) {
-            return bucket.take(now, member, f64::from((*count).max(1)));
+        let members = table.members.count(ip);
+        if members > 0 {
+            return table.bucket_of_member(now, ip, member).take(now, member, f64::from(members));
         }
         let source = network_of(ip);
         if !table.strangers.contains_key(&source) {
@@ -158,6 +189,15 @@ impl Sources {
 }
 
 impl Table {
+    /// The bucket of a member. Before there would be more than there is room for, those that are full again go.
+    fn bucket_of_member(&mut self, now: Instant, ip: IpAddr, rate: Rate) -> &mut Bucket {
+        if self.busy.len() == self.busy.capacity() && !self.busy.contains_key(&ip) {
+            let members = &self.members;
+            self.busy.retain(|ip, bucket| bucket.used(now, rate, f64::from(members.count(*ip))) > 0.0);
+        }
+        self.busy.entry(ip).or_insert_with(|| Bucket::new(now))
+    }
+
     /// Drops the buckets that are full again, if the table has no place left.
     fn make_room(&mut self, now: Instant, rate: Rate) {
         let recently = self.swept.is_some_and(|last| now.saturating_duration_since(last) < SWEEP_PAUSE);
@@ -196,6 +236,10 @@ mod tests {
         IpAddr::from((0x0b00_0000 + number).to_be_bytes())
     }
 
+    fn members(ips: &[&str]) -> Arc<MemberAddresses> {
+        Arc::new(ips.iter().map(|text| ip(text)).collect())
+    }
+
     /// How many of `tries` events at the same moment are allowed.
     fn allowed(sources: &Sources, now: Instant, from: IpAddr, tries: usize) -> usize {
         (0..tries).filter(|_| sources.allows(now, from)).count()
@@ -218,7 +262,7 @@ mod tests {
     #[test]
     fn an_ipv6_network_is_one_source_but_a_member_in_it_is_not_held_up() {
         let (sources, now) = (Sources::new(RATES, false), Instant::now());
-        sources.set_members(&HashMap::from([(ip("2001:db8::5"), 1)]));
+        sources.set_members(&members(&["2001:db8::5"]));
         assert_eq!(allowed(&sources, now, ip("2001:db8::1"), 10), 10);
         assert_eq!(allowed(&sources, now, ip("2001:db8::2"), 10), 0);
         assert_eq!(allowed(&sources, now, ip("2001:db8:0:1::2"), 10), 10);
@@ -228,19 +272,35 @@ mod tests {
     #[test]
     fn members_have_more_each_of_them_and_keep_their_buckets_when_others_come() {
         let (sources, now) = (Sources::new(RATES, false), Instant::now());
-        sources.set_members(&HashMap::from([(ip("10.0.0.1"), 1), (ip("10.0.0.2"), 3)]));
+        sources.set_members(&members(&["10.0.0.2", "10.0.0.1", "10.0.0.2", "::ffff:10.0.0.2"]));
         assert_eq!(allowed(&sources, now, ip("10.0.0.1"), 1000), 100);
         assert_eq!(allowed(&sources, now, ip("10.0.0.2"), 1000), 300, "three nodes on one host");
-        sources.set_members(&HashMap::from([(ip("10.0.0.1"), 1), (ip("10.0.0.9"), 1)]));
+        sources.set_members(&members(&["10.0.0.1", "10.0.0.9"]));
         assert_eq!(allowed(&sources, now, ip("10.0.0.1"), 1000), 0, "its bucket is still empty");
         assert_eq!(allowed(&sources, now, ip("10.0.0.9"), 1000), 100);
         assert_eq!(allowed(&sources, now, ip("10.0.0.2"), 1000), 10, "a stranger now");
     }
 
     #[test]
+    fn members_that_send_within_their_rate_take_no_memory() {
+        let (sources, start) = (Sources::new(RATES, false), Instant::now());
+        sources.set_members(&Arc::new((0..1000).map(numbered).collect()));
+        for number in 0..10_000 {
+            // Each bucket is full again before the next member sends.
+            assert!(sources.allows(start + Duration::from_secs(1) * number, numbered(number % 1000)));
+        }
+        assert!(lock(&sources.table).busy.len() < 10);
+        // All at once: each has its own.
+        let now = start + Duration::from_secs(100_000);
+        for number in 0..1000 {
+            assert_eq!(allowed(&sources, now, numbered(number), 1000), 100);
+        }
+    }
+
+    #[test]
     fn a_flood_from_forged_addresses_grows_no_table_and_takes_nothing_from_members_or_known_strangers() {
         let (sources, now) = (Sources::new(RATES, false), Instant::now());
-        sources.set_members(&HashMap::from([(ip("10.0.0.1"), 1)]));
+        sources.set_members(&members(&["10.0.0.1"]));
         assert_eq!(allowed(&sources, now, ip("10.0.0.2"), 4), 4);
         for number in 0..100_000 {
             sources.allows(now, numbered(number));
@@ -258,7 +318,7 @@ mod tests {
     fn all_strangers_together_have_a_limit_and_members_do_not_count() {
         let rates = Rates { strangers: Rate { per_second: 1, burst: 25 }, ..RATES };
         let (sources, now) = (Sources::new(rates, false), Instant::now());
-        sources.set_members(&HashMap::from([(ip("10.0.0.1"), 1)]));
+        sources.set_members(&members(&["10.0.0.1"]));
         let total: usize = (0..10).map(|number| allowed(&sources, now, numbered(number), 10)).sum();
         assert_eq!(total, 25);
         assert_eq!(allowed(&sources, now, ip("10.0.0.1"), 1000), 100);

@@ -2,7 +2,6 @@
 
 #![allow(clippy::unwrap_used)]
 
-use std::collections::HashMap;
 use std::io::ErrorKind;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::Arc;
@@ -291,7 +290,7 @@ mod suite {
             received.len()
         };
         assert_eq!(flood(20).await, 5);
-        b.set_members(&HashMap::from([(a.local_addr().ip(), 1)]));
+        b.set_members(&Arc::new([a.local_addr().ip()].into_iter().collect()));
         assert_eq!(flood(40).await, 20);
         assert_eq!(b.counters().snapshot().packets_over_rate, 15);
     }

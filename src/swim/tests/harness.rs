@@ -343,7 +343,7 @@ impl Net {
             .collect()
     }
 
-    pub(super) fn member(&self, node: usize, name: &str) -> Option<Member> {
+    pub(super) fn member(&self, node: usize, name: &str) -> Option<Arc<Member>> {
         self.nodes[node].swim.members().into_iter().find(|m| m.name.as_str() == name)
     }
 

@@ -71,7 +71,7 @@ impl One {
         self.outputs()
     }
 
-    pub(super) fn member(&self, name: &str) -> Option<Member> {
+    pub(super) fn member(&self, name: &str) -> Option<std::sync::Arc<Member>> {
         self.swim.members().into_iter().find(|m| m.name.as_str() == name)
     }
 

@@ -19,7 +19,6 @@ mod outbox;
 #[cfg(test)]
 mod tests;
 
-use std::collections::HashMap;
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock};
@@ -42,7 +41,8 @@ use super::framing::Framing;
 use super::io::connect_by;
 use super::tcp::{self, TcpListeners};
 use super::{
-    BoxFuture, ByteBudget, InboundPacket, Limits, PacketQueue, Rates, Stream, Transport, canonical, closed_error, lock,
+    BoxFuture, ByteBudget, InboundPacket, Limits, MemberAddresses, PacketQueue, Rates, Stream, Transport, canonical,
+    closed_error, lock,
 };
 
 /// What a [`TcpTransport`] allows itself and others.
@@ -259,7 +259,7 @@ impl Transport for TcpTransport {
         })
     }
 
-    fn set_members(&self, members: &HashMap<IpAddr, u32>) {
+    fn set_members(&self, members: &Arc<MemberAddresses>) {
         if let Some(listeners) = &*self.shared.listeners() {
             listeners.budget.sources.set_members(members);
         }

@@ -30,7 +30,7 @@ const BATCH: usize = 64;
 /// What a test sees of a node.
 #[derive(Debug, Default)]
 struct View {
-    members: Vec<Member>,
+    members: Vec<Arc<Member>>,
     events: Vec<MemberEvent>,
     messages: Vec<Bytes>,
     states: Vec<Bytes>,
@@ -112,7 +112,7 @@ impl CoreNode {
     }
 
     /// A member as this node sees it.
-    pub fn member(&self, name: &str) -> Option<Member> {
+    pub fn member(&self, name: &str) -> Option<Arc<Member>> {
         self.view(|view| view.members.iter().find(|member| member.name == NodeName::from(name)).cloned())
     }
 
@@ -123,7 +123,7 @@ impl CoreNode {
 
     /// The names of those that are alive; the suspected do not count.
     pub fn alive(&self) -> Vec<String> {
-        let alive = |member: &&Member| member.state == MemberState::Alive;
+        let alive = |member: &&Arc<Member>| member.state == MemberState::Alive;
         let mut names: Vec<String> =
             self.view(|view| view.members.iter().filter(alive).map(|member| member.name.to_string()).collect());
         names.sort();
