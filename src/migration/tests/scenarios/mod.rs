@@ -64,7 +64,7 @@ pub(super) fn fleet(seed: u64, nodes: usize, fault: Fault) -> World {
 }
 
 fn fleet_with(seed: u64, nodes: usize, fault: Fault, config: &MultiConfig, heartbeat: Duration) -> World {
-    let mut world = World::with(seed, nodes, fault, config);
+    let mut world = World::new(seed, nodes, fault, config);
     world.late_permille = 20;
     world.stale_permille = 100;
     world.calm = [secs(14), secs(28)];

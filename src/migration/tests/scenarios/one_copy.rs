@@ -8,6 +8,8 @@ use crate::migration::MigrationEvent;
 pub(super) fn two_percent_of_consuls_answers_are_late_and_nobody_is_marked_as_left() {
     let all = seeds("late answers of Consul", |seed| {
         let mut world = moving(seed, 4, 20_000);
+        // And many more, in every second run.
+        world.late_permille = [20, 200][(seed % 2) as usize];
         // Instances come all the time: a late mirror write that knows nothing of them must not remove them.
         for second in 6..FLIP + 24 {
             let n = any(&mut world);
@@ -48,6 +50,12 @@ fn down_at_each_boundary(scenario: &'static str, down: [bool; 2]) -> Tally {
         }
         if down[0] {
             world.consul_down(at, lasts);
+        }
+        // Writes that are on their way when it goes down.
+        for n in 0..3 {
+            world.plan(at - millis(8), move |world| {
+                world.put(n, RING, &format!("last-{n}"));
+            });
         }
         world.run_until(secs(44));
         ends(world, Side::A)

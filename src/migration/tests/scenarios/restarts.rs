@@ -1,10 +1,7 @@
 //! Nodes that end: restarts in every phase, processes killed and actors that die at every step.
 
-use super::super::world::Death;
+use super::super::world::{Death, SPREAD};
 use super::*;
-
-/// Longer ago than this, what a node acknowledged is in the store of another one: it takes gossip two attempts.
-const SPREAD: Duration = Duration::from_secs(10);
 
 fn waiting(seed: u64) -> MultiConfig {
     MultiConfig { wait_for_runtime: true, seed, ..config() }

@@ -27,6 +27,9 @@ pub(in super::super) struct Tally {
     pub(in super::super) taken_age: Duration,
 }
 
+/// What was acknowledged longer ago is in the replica of another node: it takes gossip two attempts.
+pub(in super::super) const SPREAD: Duration = Duration::from_secs(10);
+
 impl Tally {
     pub(in super::super) fn fault(&mut self, what: &'static str) {
         self.faults(what, 1);
@@ -101,7 +104,7 @@ impl World {
                 self.tally.taken += 1;
                 continue;
             }
-            let new = Acked { entry: *entry, at: self.at };
+            let new = Acked { entry: *entry, at: self.at, by: n, lone: false };
             let known = self.acked.entry(key.clone()).or_default().entry(name.clone()).or_insert(new);
             if known.entry < *entry {
                 *known = new;
@@ -145,8 +148,28 @@ impl World {
         }
     }
 
-    /// What only this had cannot be expected back; it is counted, and how old it was.
-    pub(super) fn gone_with(&mut self, _what: &str) {
+    /// A process was killed: what only it had cannot be expected back. And what it wrote a moment ago may have reached
+    /// one store and not the other.
+    pub(super) fn gone_with_process(&mut self, n: usize) {
+        self.gone();
+        let mirrored = self.nodes[n].view.mirror_enabled || self.nodes[n].view.primary == Side::B;
+        let (at, consul, nodes) = (self.at, &self.consul, &self.nodes);
+        let mut lone = 0;
+        for (key, entries) in &mut self.acked {
+            for (name, acked) in entries.iter_mut().filter(|(_, acked)| mirrored && acked.by == n && !acked.lone) {
+                let has = |value: Option<&Map>| value.is_some_and(|value| value.has(name, &acked.entry));
+                let both = has(consul.keys.get(key)) && nodes.iter().any(|node| has(node.replica.keys.get(key)));
+                if !both && at - acked.at < SPREAD {
+                    acked.lone = true;
+                    lone += 1;
+                }
+            }
+        }
+        self.tally.faults("write in one store only when its process was killed", lone);
+    }
+
+    /// What is nowhere any more, and not by a fault of the cores, is counted, and how old it was.
+    pub(super) fn gone(&mut self) {
         for (_, _, acked) in self.missing() {
             self.tally.taken += 1;
             self.tally.taken_age = self.tally.taken_age.max(self.at - acked.at);
@@ -184,7 +207,8 @@ impl World {
         for side in sides {
             for (key, entries) in &self.acked {
                 let there = self.raw(n, *side, key).unwrap_or_default();
-                for (name, acked) in entries.iter().filter(|(name, acked)| !there.has(name, &acked.entry)) {
+                let lacks = |(name, acked): &(&Arc<str>, &Acked)| !acked.lone && !there.has(name, &acked.entry);
+                for (name, acked) in entries.iter().filter(lacks) {
                     lost += 1;
                     found.push(format!("finally, {side:?} of node {n} lacks {name} {:?} of {key}: {there:?}", acked.entry));
                 }

@@ -126,7 +126,7 @@ impl World {
         self.tally.fault(if reset { "index reset" } else { "snapshot restored" });
         let before: Vec<_> = self.consul.keys.keys().cloned().collect();
         self.consul.restore(snapshot, reset);
-        self.gone_with("the snapshot");
+        self.gone();
         for key in before {
             for n in 0..self.nodes.len() {
                 self.notify(n, Side::A, &key, millis(20));

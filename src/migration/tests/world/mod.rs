@@ -19,7 +19,7 @@ use std::time::Duration;
 use rand::rngs::SmallRng;
 use rand::{RngExt as _, SeedableRng as _};
 
-pub(super) use self::check::Tally;
+pub(super) use self::check::{SPREAD, Tally};
 pub(super) use self::go::Go;
 pub(super) use self::nodes::{Death, Node, Want};
 use super::super::core::Fault;
@@ -66,6 +66,8 @@ enum Ev {
     PushPull(usize),
     /// A node that has started asks a peer for everything.
     Join(usize),
+    /// A node that has started, or whose actor has, is told the runtime file as it is now.
+    Reload(usize, u64),
     Watch {
         node: usize,
         generation: u64,
@@ -127,6 +129,9 @@ pub(super) struct World {
 struct Acked {
     entry: Entry,
     at: Duration,
+    by: usize,
+    /// The process that wrote it was killed before more than one store could have it: one is enough.
+    lone: bool,
 }
 
 pub(super) fn secs(s: u64) -> Duration {
@@ -146,11 +151,7 @@ pub(super) fn mirror(on: bool) -> RuntimeMulti {
 }
 
 impl World {
-    pub(super) fn new(seed: u64, nodes: usize, fault: Fault) -> Self {
-        Self::with(seed, nodes, fault, &MultiConfig::default())
-    }
-
-    pub(super) fn with(seed: u64, nodes: usize, fault: Fault, config: &MultiConfig) -> Self {
+    pub(super) fn new(seed: u64, nodes: usize, fault: Fault, config: &MultiConfig) -> Self {
         let mut world = Self {
             rng: SmallRng::seed_from_u64(seed),
             start: Now::read(),
@@ -264,6 +265,11 @@ impl World {
                 self.push(secs(5), Ev::PushPull(n));
             }
             Ev::Join(n) => self.join_gossip(n),
+            Ev::Reload(n, life) => {
+                if self.nodes[n].life == life {
+                    self.input(n, Input::Runtime(self.nodes[n].file));
+                }
+            }
             Ev::Watch { node, generation, side, key, value } => self.watch_item(node, generation, side, key, value),
             Ev::Reread { node, generation, key } => self.reread(node, generation, key),
             Ev::GoWrite { node, index, value } => self.go_write(node, index, value),

@@ -207,9 +207,8 @@ impl World {
         core.fault = self.fault;
         self.new_life(n, core);
         // The runtime file is told again at each reading.
-        let (life, file) = (self.nodes[n].life, self.nodes[n].file);
         let after = self.upto(10_000);
-        self.push(after, Ev::In(n, life, Input::Runtime(file)));
+        self.push(after, Ev::Reload(n, self.nodes[n].life));
         self.drive(n);
     }
 
@@ -235,7 +234,7 @@ impl World {
         node.got.clear();
         node.buried.clear();
         node.carry.clear();
-        self.gone_with("the process");
+        self.gone_with_process(n);
     }
 
     /// A process that was killed starts again, and reads its runtime file after a while.
@@ -246,9 +245,9 @@ impl World {
         let node = &mut self.nodes[n];
         node.alive = true;
         node.view = node.core.view();
-        let (life, file) = (node.life, node.file);
+        let life = node.life;
         self.push(millis(50), Ev::Join(n));
-        self.push(file_after, Ev::In(n, life, Input::Runtime(file)));
+        self.push(file_after, Ev::Reload(n, life));
         for key in self.nodes[n].watch.keys().cloned().collect::<Vec<_>>() {
             self.watch(n, &key);
         }

@@ -29,6 +29,9 @@ impl World {
     }
 
     pub(super) fn watch_item(&mut self, n: usize, generation: u64, side: Side, key: Arc<str>, value: Option<Map>) {
+        if !self.nodes[n].alive {
+            return;
+        }
         let now = self.now_of(n);
         if side == Side::A && self.nodes[n].blind {
             self.tally.fault("change missed by a watch that lost its place");
