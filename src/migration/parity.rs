@@ -6,6 +6,9 @@
 //!
 //! The thorough one lists and reads both stores, the primary twice, because two stores cannot be read at one moment: only
 //! what both readings of the primary show is a difference.
+//!
+//! What a comparison finds missing from the other store while mirroring is on is copied there (again), key by key, as a
+//! backfill does it.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;

@@ -7,10 +7,10 @@ use super::*;
 
 /// All nodes flip within a time; the figures, and the time between the first flip and the last over all runs.
 fn skewed(scenario: &'static str, skew: u64) {
-    let spread = std::cell::Cell::new(Duration::ZERO);
+    let spread = Cell::new(Duration::ZERO);
     let all = seeds(scenario, |seed| {
         let heartbeat = secs(if skew > 100 { 40 } else { 5 });
-        let mut world = fleet_with(seed, 3, Fault::None, &config(), heartbeat);
+        let mut world = fleet_with(seed, 3, FAULT.get(), &config(), heartbeat);
         if skew > 100 {
             world.calm = [secs(50), secs(28)];
         }
@@ -78,7 +78,7 @@ pub(super) fn a_rollback_at_half_way() {
 #[test]
 pub(super) fn two_coordinators_that_nodes_hear_in_different_orders() {
     let all = seeds("two coordinators", |seed| {
-        let mut world = fleet(seed, 3, Fault::None);
+        let mut world = fleet(seed, 3, FAULT.get());
         for n in 0..3 {
             world.plan(secs(MIRROR), move |world| world.runtime(n, mirror(true)));
             // What the two want, each node hears with delays of its own.

@@ -34,6 +34,7 @@ mod put_back;
 mod restarts;
 mod runtime_file;
 
+use std::cell::Cell;
 use std::collections::BTreeMap;
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
@@ -58,6 +59,11 @@ fn config() -> MultiConfig {
     MultiConfig { retry_max: secs(4), ..MultiConfig::default() }
 }
 
+thread_local! {
+    /// The fault that this thread's scenarios have put back: see `put_back`.
+    static FAULT: Cell<Fault> = const { Cell::new(Fault::None) };
+}
+
 /// A fleet that runs on Consul, with a key that is written once and then by nobody.
 pub(super) fn fleet(seed: u64, nodes: usize, fault: Fault) -> World {
     fleet_with(seed, nodes, fault, &config(), secs(5))
@@ -79,7 +85,7 @@ fn fleet_with(seed: u64, nodes: usize, fault: Fault, config: &MultiConfig, heart
 
 /// A fleet that moves: mirror on node by node, the flips within `skew` milliseconds.
 fn moving(seed: u64, nodes: usize, skew: u64) -> World {
-    let mut world = fleet(seed, nodes, Fault::None);
+    let mut world = fleet(seed, nodes, FAULT.get());
     moves(&mut world, skew);
     world
 }
@@ -148,41 +154,61 @@ fn line(tally: &Tally) -> String {
     )
 }
 
+/// All scenarios.
+const ALL: &[(&str, fn())] = &[
+    ("nodes_flip_together", flips::nodes_flip_together),
+    ("nodes_flip_within_10_seconds", flips::nodes_flip_within_10_seconds),
+    ("nodes_flip_within_100_seconds", flips::nodes_flip_within_100_seconds),
+    ("nodes_flip_within_600_seconds", flips::nodes_flip_within_600_seconds),
+    ("a_rollback_at_half_way", flips::a_rollback_at_half_way),
+    (
+        "two_coordinators_that_nodes_hear_in_different_orders",
+        flips::two_coordinators_that_nodes_hear_in_different_orders,
+    ),
+    (
+        "a_join_a_leave_and_a_forget_in_the_second_of_the_flip",
+        flips::a_join_a_leave_and_a_forget_in_the_second_of_the_flip,
+    ),
+    ("a_clock_that_is_two_hours_off_on_one_node", flips::a_clock_that_is_two_hours_off_on_one_node),
+    (
+        "two_percent_of_consuls_answers_are_late_and_nobody_is_marked_as_left",
+        one_copy::two_percent_of_consuls_answers_are_late_and_nobody_is_marked_as_left,
+    ),
+    ("the_primary_is_down_at_each_phase_boundary", one_copy::the_primary_is_down_at_each_phase_boundary),
+    ("the_secondary_is_down_at_each_phase_boundary", one_copy::the_secondary_is_down_at_each_phase_boundary),
+    ("both_stores_are_down_at_each_phase_boundary", one_copy::both_stores_are_down_at_each_phase_boundary),
+    ("consul_is_set_back_to_a_snapshot", one_copy::consul_is_set_back_to_a_snapshot),
+    ("consuls_index_begins_anew", one_copy::consuls_index_begins_anew),
+    ("etcd_compacts_while_it_is_watched", one_copy::etcd_compacts_while_it_is_watched),
+    ("a_key_that_nobody_writes_or_watches_moves_too", one_copy::a_key_that_nobody_writes_or_watches_moves_too),
+    (
+        "a_node_is_cut_off_from_gossip_and_nothing_ages_in_consul",
+        gossip::a_node_is_cut_off_from_gossip_and_nothing_ages_in_consul,
+    ),
+    ("gossip_is_split_in_half_during_the_flip", gossip::gossip_is_split_in_half_during_the_flip),
+    ("every_node_restarts_once_in_every_phase", restarts::every_node_restarts_once_in_every_phase),
+    (
+        "every_node_restarts_with_the_stale_static_configuration",
+        restarts::every_node_restarts_with_the_stale_static_configuration,
+    ),
+    ("a_process_is_killed_at_every_step", restarts::a_process_is_killed_at_every_step),
+    ("an_actor_dies_at_every_step", restarts::an_actor_dies_at_every_step),
+    (
+        "the_runtime_file_is_empty_half_written_missing_or_invalid",
+        runtime_file::the_runtime_file_is_empty_half_written_missing_or_invalid,
+    ),
+    ("a_go_node_in_the_fleet", other_kind::a_go_node_in_the_fleet),
+];
+
 /// Runs all scenarios one after the other and adds up: `cargo test --lib totals -- --ignored --nocapture`.
 #[test]
 #[ignore = "runs every scenario once more, to add up what happened"]
 fn totals() {
-    let all: &[fn()] = &[
-        flips::nodes_flip_together,
-        flips::nodes_flip_within_10_seconds,
-        flips::nodes_flip_within_100_seconds,
-        flips::nodes_flip_within_600_seconds,
-        flips::a_rollback_at_half_way,
-        flips::two_coordinators_that_nodes_hear_in_different_orders,
-        flips::a_join_a_leave_and_a_forget_in_the_second_of_the_flip,
-        flips::a_clock_that_is_two_hours_off_on_one_node,
-        one_copy::two_percent_of_consuls_answers_are_late_and_nobody_is_marked_as_left,
-        one_copy::the_primary_is_down_at_each_phase_boundary,
-        one_copy::the_secondary_is_down_at_each_phase_boundary,
-        one_copy::both_stores_are_down_at_each_phase_boundary,
-        one_copy::consul_is_set_back_to_a_snapshot,
-        one_copy::consuls_index_begins_anew,
-        one_copy::etcd_compacts_while_it_is_watched,
-        one_copy::a_key_that_nobody_writes_or_watches_moves_too,
-        gossip::a_node_is_cut_off_from_gossip_and_nothing_ages_in_consul,
-        gossip::gossip_is_split_in_half_during_the_flip,
-        restarts::every_node_restarts_once_in_every_phase,
-        restarts::every_node_restarts_with_the_stale_static_configuration,
-        restarts::a_process_is_killed_at_every_step,
-        restarts::an_actor_dies_at_every_step,
-        runtime_file::the_runtime_file_is_empty_half_written_missing_or_invalid,
-        other_kind::a_go_node_in_the_fleet,
-    ];
-    for scenario in all {
+    for (_, scenario) in ALL {
         scenario();
     }
     let figures = FIGURES.lock().unwrap_or_else(PoisonError::into_inner);
-    assert!(figures.len() >= all.len(), "each scenario has figures");
+    assert!(figures.len() >= ALL.len(), "each scenario has figures");
     let mut total = Tally::default();
     figures.values().for_each(|tally| total.add(tally));
     let harm: u64 = total.faults.values().sum();

@@ -51,6 +51,11 @@ fn down_at_each_boundary(scenario: &'static str, down: [bool; 2]) -> Tally {
         if down[0] {
             world.consul_down(at, lasts);
         }
+        if !down[1] {
+            // A store that is down says so. One that says nothing is waited for, by its client's timeout.
+            world.late_permille = 0;
+            heartbeats_stay_fresh_in_gossip(&mut world, 14, 25);
+        }
         // Writes that are on their way when it goes down.
         for n in 0..3 {
             world.plan(at - millis(8), move |world| {
@@ -62,11 +67,26 @@ fn down_at_each_boundary(scenario: &'static str, down: [bool; 2]) -> Tally {
     })
 }
 
+/// Looks each second, while everything is mirrored, whether a node's own heartbeat grows old in its gossip store.
+fn heartbeats_stay_fresh_in_gossip(world: &mut World, from: u64, until: u64) {
+    for second in from..until {
+        world.plan(secs(second), |world| {
+            for n in 0..world.nodes.len() {
+                let ring = world.raw(n, Side::B, RING).unwrap_or_default();
+                // Its period, and the time that an unanswered write is waited for.
+                if world.age(&ring, n) > secs(5 + 3) {
+                    world.violations.push(format!("at {:?} node {n} has not been heard of in gossip", world.at));
+                }
+            }
+        });
+    }
+}
+
 #[test]
 pub(super) fn the_primary_is_down_at_each_phase_boundary() {
     let all = down_at_each_boundary("Consul down at each boundary", [true, false]);
     assert!(all.count("Consul down") == SEEDS && all.count("refused by a store that is down") > 1000, "{all:?}");
-    assert!(all.count("write of unknown outcome") > 0, "{all:?}");
+    assert!(all.count("write of unknown outcome") > SEEDS / 4, "{all:?}");
 }
 
 #[test]
@@ -127,9 +147,11 @@ pub(super) fn consuls_index_begins_anew() {
 pub(super) fn etcd_compacts_while_it_is_watched() {
     let all = seeds("etcd compacts while it is watched", |seed| {
         let etcd = MultiConfig { primary: Etcd, ..config() };
-        let mut world = fleet_with(seed, 3, Fault::None, &etcd, secs(5));
+        let mut world = fleet_with(seed, 3, FAULT.get(), &etcd, secs(5));
         moves(&mut world, 6000);
-        for second in [4, MIRROR, FLIP - 3, FLIP, FLIP + 14, FLIP + 22] {
+        // Up to another one in every run, after which nobody writes the key any more.
+        let losses = [4, MIRROR, FLIP - 3, FLIP, FLIP + 14];
+        for second in losses.into_iter().take(1 + (seed % 5) as usize) {
             let n = any(&mut world);
             let at = secs(second) + world.upto(2000);
             let lasts = secs(1) + world.upto(6000);
@@ -141,16 +163,16 @@ pub(super) fn etcd_compacts_while_it_is_watched() {
             });
         }
         world.plan(secs(FLIP + 12), |world| world.runtime_all(to(Etcd)));
-        world.run_until(secs(FLIP + 34));
+        world.run_until(secs(FLIP + 24));
         ends(world, Side::A)
     });
-    assert_eq!(all.count("watches that lost their place"), 6 * SEEDS);
+    assert_eq!(all.count("watches that lost their place"), 3 * SEEDS);
     assert!(all.count("change missed by a watch that lost its place") > 1000, "{all:?}");
 }
 
 #[test]
 pub(super) fn a_key_that_nobody_writes_or_watches_moves_too() {
-    let copied = std::cell::Cell::new(0);
+    let copied = Cell::new(0);
     seeds("a key that nobody writes", |seed| {
         let mut world = moving(seed, 3, 3000);
         for key in 0..5 {

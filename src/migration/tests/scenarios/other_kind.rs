@@ -18,9 +18,9 @@ const BACK_WITHIN: Duration = Duration::from_secs(10);
 
 #[test]
 pub(super) fn a_go_node_in_the_fleet() {
-    let longest = std::cell::Cell::new(Duration::ZERO);
+    let longest = Cell::new(Duration::ZERO);
     let all = seeds("a Go node in the fleet", |seed| {
-        let mut world = fleet(seed, 4, Fault::None);
+        let mut world = fleet(seed, 4, FAULT.get());
         world.make_go(3, [50, 1900][(seed % 2) as usize]);
         world.put(0, RING, "early");
         moves(&mut world, 12_000);

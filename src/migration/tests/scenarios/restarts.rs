@@ -13,7 +13,7 @@ const PHASES: [u64; 5] = [3, 12, 20, 30, 40];
 /// Every node is killed and started once in each phase; `stale` milliseconds is what the runtime file is missing for.
 fn restarted(scenario: &'static str, boot: impl Fn(u64) -> MultiConfig, stale: u64) -> Tally {
     seeds(scenario, |seed| {
-        let mut world = fleet(seed, 3, Fault::None);
+        let mut world = fleet(seed, 3, FAULT.get());
         for n in 0..3 {
             let at = secs(MIRROR) + world.upto(2000);
             world.plan(at, move |world| world.runtime(n, mirror(true)));

@@ -210,7 +210,10 @@ impl World {
                 let lacks = |(name, acked): &(&Arc<str>, &Acked)| !acked.lone && !there.has(name, &acked.entry);
                 for (name, acked) in entries.iter().filter(lacks) {
                     lost += 1;
-                    found.push(format!("finally, {side:?} of node {n} lacks {name} {:?} of {key}: {there:?}", acked.entry));
+                    found.push(format!(
+                        "finally, {side:?} of node {n} lacks {name} {:?} of {key}: {there:?}",
+                        acked.entry
+                    ));
                 }
                 for (name, (_, live)) in &*there.0 {
                     if live.is_none() && !self.removed.contains(name) {
@@ -225,7 +228,8 @@ impl World {
             // Tombstones that were never shown are no loss to a reader.
             let missed = |(name, entry): &(&Arc<str>, &Entry)| !seen.has(name, entry) && entry.1.is_some();
             if let Some((name, _)) = there.0.iter().find(missed) {
-                found.push(format!("finally, readers of node {n} were not shown {name} of {key}: {seen:?} < {there:?}"));
+                found
+                    .push(format!("finally, readers of node {n} were not shown {name} of {key}: {seen:?} < {there:?}"));
             }
         }
         if node.core.outbox_len() > 0 {
