@@ -54,7 +54,8 @@ fn down_at_each_boundary(scenario: &'static str, down: [bool; 2]) -> Tally {
         if !down[1] {
             // A store that is down says so. One that says nothing is waited for, by its client's timeout.
             world.late_permille = 0;
-            heartbeats_stay_fresh_in_gossip(&mut world, 14, 25);
+            // From the second heartbeat after the mirror is on.
+            heartbeats_stay_fresh_in_gossip(&mut world, 17, 25);
         }
         // Writes that are on their way when it goes down.
         for n in 0..3 {
