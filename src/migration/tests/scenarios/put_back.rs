@@ -47,11 +47,13 @@ fn a_blind_overwrite_is_noticed() {
 fn a_backfill_that_removes_by_absence_is_noticed() {
     // Others joined by gossip, or by their mirror, before this node's backfill compares.
     assert!(noticed(Fault::RemovalByAbsence, migration) >= 3);
+    assert_eq!(noticed_by(Fault::RemovalByAbsence, &[("skew", flips::nodes_flip_within_10_seconds)]).len(), 1);
 }
 
 #[test]
 fn a_flip_without_carry_over_is_noticed() {
     assert!(noticed(Fault::NoCarryOver, plain_swap) >= 15);
+    assert_eq!(noticed_by(Fault::NoCarryOver, &[("skew", flips::nodes_flip_within_10_seconds)]).len(), 1);
 }
 
 #[test]

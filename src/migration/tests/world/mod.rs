@@ -1,11 +1,12 @@
 //! A fleet of cores over two simulated stores, in virtual time, with a checker that knows every acknowledged write.
 //!
-//! - here: time and events · `nodes`: the cores, their users, their ends and restarts · `readers`: watches
+//! - here: time and events · `nodes`: the cores and their users · `ends`: their ends and restarts · `readers`: watches
 //! - `consul`, `gossip`: what the two stores do and how they fail · `tasks`: the background work of cores
 //! - `go`: nodes of another kind, that mirror by overwriting · `check`: the checker, and the figures of a run
 
 mod check;
 mod consul;
+mod ends;
 mod go;
 mod gossip;
 mod nodes;
@@ -20,8 +21,9 @@ use rand::rngs::SmallRng;
 use rand::{RngExt as _, SeedableRng as _};
 
 pub(super) use self::check::{SPREAD, Tally};
+pub(super) use self::ends::Death;
 pub(super) use self::go::Go;
-pub(super) use self::nodes::{Death, Node, Want};
+pub(super) use self::nodes::{Node, Want};
 use super::super::core::Fault;
 use super::super::*;
 use super::map::{Entry, Map};
