@@ -79,6 +79,9 @@ pub(super) enum Fault {
     MirrorOnlyAfterSuccess,
     /// The backfill makes the other store equal to the primary.
     RemovalByAbsence,
+    /// A watch that moves to another store is not handed the current value (done by the test's world, as the watches
+    /// live in the actors).
+    NoFirstValue,
 }
 
 /// The core of a multi store. See the [module documentation](super).

@@ -6,6 +6,9 @@
 //!
 //! The thorough one lists and reads both stores, the primary twice, because two stores cannot be read at one moment: only
 //! what both readings of the primary show is a difference.
+//!
+//! What a comparison finds missing from the other store while mirroring is on is copied there (again), key by key, as a
+//! backfill does it.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -258,12 +261,30 @@ impl MultiCore {
                 MigrationEvent::ParityLost { store, ownership_delta: report.ownership_delta }
             });
         }
+        self.copy_what_is_missing(&run, &report, now);
         self.parity.error = None;
         self.parity.last = Some((now.mono, report.clone()));
         self.parity.due = Some(now.mono + self.parity_period());
         if let Some(ids) = run.thorough {
             self.out.push_back(Output::Parity { ids, result: Ok(report) });
         }
+    }
+
+    /// The other store had everything once, or is being brought there. When it lacks something all the same, it went back
+    /// (a snapshot was restored) or somebody else overwrote it: nobody may write those keys again, so they are copied.
+    fn copy_what_is_missing(&mut self, run: &Run, report: &ParityReport, now: Now) {
+        if !self.durable.mirror || report.secondary_has_all {
+            return;
+        }
+        for (key, readings) in &run.keys {
+            let absent = readings.first.is_some() && readings.last.is_some() && readings.secondary.is_none();
+            let ring = report.rings.get(&**key).is_some_and(|ring| !ring.secondary_has_all());
+            let value = report.values.get(&**key).is_some_and(|value| value.secondary_lacks > 0);
+            if absent || ring || value {
+                self.recheck(key);
+            }
+        }
+        self.step_backfill(now);
     }
 
     /// The time between continuous comparisons.

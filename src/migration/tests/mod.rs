@@ -1,4 +1,5 @@
-//! Tests of the core: each rule on its own (`rules`, `reading`, `parity`), and fleets in virtual time (`world`, `fleet`).
+//! Tests of the core: each rule on its own (`rules`, `reading`, `parity`), and fleets in virtual time (`world`,
+//! `fleet`, and `scenarios`, the list of what can go wrong).
 #![allow(clippy::unwrap_used)]
 
 mod fleet;
@@ -6,5 +7,6 @@ mod map;
 mod parity;
 mod reading;
 mod rules;
+mod scenarios;
 mod stores;
 mod world;

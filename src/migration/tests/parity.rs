@@ -174,6 +174,33 @@ fn while_mirroring_the_other_store_is_compared_all_the_time_at_the_cost_of_one_r
 }
 
 #[test]
+fn what_the_other_store_lost_again_is_copied_from_the_primary_again() {
+    let (mut bench, mut stores) = mirroring(false);
+    let once = Map::one("n", 2, Some(2)).value();
+    stores.put(Side::A, "map", &once);
+    bench.input(Input::Delivered { key: "map".into(), side: Side::A, value: Some(once.clone()) });
+    // A snapshot is restored there: one key is gone, another one is older, and an instance is missing.
+    for (ring_there, map_there) in [(None, None), (Some(ring(&["a", "k"], bench.now)), Some(Map::default().value()))] {
+        stores.0[Side::B.index()].clear();
+        for (key, there) in [("ring", ring_there), ("map", map_there)] {
+            if let Some(there) = there {
+                stores.put(Side::B, key, &there);
+            }
+        }
+        bench.wait(secs(5));
+        stores.work(&mut bench);
+        let there = &stores.0[Side::B.index()];
+        assert_eq!(there["ring"].downcast_ref::<Desc>().unwrap().live().count(), 3);
+        assert_eq!(Map::of(&there["map"]), Map::of(&once));
+    }
+    // What the primary does not have any more is not brought back from memory.
+    stores.0.iter_mut().for_each(|store| drop(store.remove("map")));
+    bench.wait(secs(5));
+    stores.work(&mut bench);
+    assert!(!stores.0[Side::B.index()].contains_key("map"));
+}
+
+#[test]
 fn every_gate_closes_for_its_reason() {
     let (mut bench, mut stores) = mirroring(true);
     assert!(closed(&bench).is_empty());
