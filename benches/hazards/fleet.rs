@@ -44,6 +44,7 @@ pub(crate) fn main(options: &FleetOptions) -> Result<()> {
                 "join" => fleet.join()?,
                 "flip" => fleet.flip().await?,
                 "count" => fleet.count()?,
+                "leave" => fleet.leave().await?,
                 other => bail!("there is no command {other:?}"),
             };
             answer["took_ms"] = json!(begin.elapsed().as_millis());
@@ -198,6 +199,15 @@ impl Fleet {
             "members": nodes.len(),
             "failed": *self.failed.lock().unwrap_or_else(PoisonError::into_inner),
         }))
+    }
+
+    /// The last node leaves the ring; the observers must see that.
+    async fn leave(&self) -> Result<Value> {
+        let leaver = self.nodes().pop().context("no node is left")?;
+        leaver.leave().await;
+        let seen = |fleet: &Self| fleet.left.lock().unwrap_or_else(PoisonError::into_inner).contains_key(leaver.id());
+        self.until("the observers see a node leave", seen).await?;
+        Ok(json!({}))
     }
 
     async fn until(&self, what: &str, condition: impl Fn(&Self) -> bool) -> Result<()> {

@@ -1,7 +1,8 @@
 //! Starting the process of a side, and telling it what to do.
 //!
 //! A fleet reads commands from its standard input, one a line, and answers each with a line of JSON: `mirror` and `flip`
-//! when that is done everywhere, `join` at once, `count` with what the observers saw. It ends with its input.
+//! when that is done everywhere, `join` at once, `count` with what the observers saw, `leave` when they saw the last node
+//! leave the ring. It ends with its input.
 
 use std::path::PathBuf;
 use std::process::Stdio;

@@ -72,6 +72,8 @@ async fn late(side: &Side, seed: u64, consul: &Consul, proxy: &FaultProxy) -> Re
     let mut result = fleet.ask("count").await?;
     result["late_answers"] = json!(proxy.injected());
     result["left_in_consul"] = json!(ages.left.len());
+    // Observers who see nothing LEFT must be able to.
+    fleet.ask("leave").await?;
     Ok(result)
 }
 

@@ -8,6 +8,7 @@ import (
 
 	"github.com/grafana/dskit/kv"
 	"github.com/grafana/dskit/ring"
+	"github.com/grafana/dskit/services"
 )
 
 // Nobody listens there.
@@ -150,6 +151,21 @@ func (f *fleet) count() map[string]any {
 	return map[string]any{
 		"false_left": times, "hit": hit, "live": live, "mirror_errors": errors, "members": len(f.members), "failed": f.failed,
 	}
+}
+
+// leave takes the last member out of the ring; the observers must see that.
+func (f *fleet) leave() error {
+	last := f.members[len(f.members)-1]
+	if err := services.StopAndAwaitTerminated(context.Background(), last.lifecycler); err != nil {
+		return err
+	}
+	return until("the observers see a member leave", func(context.Context) bool {
+		left := map[string]map[int64]bool{}
+		for _, o := range f.observers {
+			o.collect(left)
+		}
+		return left[last.lifecycler.GetInstanceID()] != nil
+	})
 }
 
 func active(desc *ring.Desc) int {

@@ -50,6 +50,9 @@ func main() {
 			answer(map[string]any{"flip_ms": time.Since(begin).Milliseconds()})
 		case "count":
 			answer(fleet.count())
+		case "leave":
+			check(fleet.leave())
+			answer(map[string]any{"leave_ms": time.Since(begin).Milliseconds()})
 		default:
 			check(fmt.Errorf("there is no command %q", command))
 		}

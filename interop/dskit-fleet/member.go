@@ -27,10 +27,11 @@ const (
 
 // member is an instance of the ring, on two stores.
 type member struct {
-	registry *prometheus.Registry
-	gossip   *memberlist.KV
-	store    kv.Client
-	runtime  chan kv.MultiRuntimeConfig
+	registry   *prometheus.Registry
+	gossip     *memberlist.KV
+	store      kv.Client
+	lifecycler *ring.BasicLifecycler
+	runtime    chan kv.MultiRuntimeConfig
 }
 
 // newMember returns when the instance is in the ring. Everything that is not set here is as dskit sets it.
@@ -71,11 +72,11 @@ func newMember(name string, seeds []string, consul string, heartbeat time.Durati
 		ID: name, Addr: "127.0.0.1:9095", HeartbeatPeriod: heartbeat, HeartbeatTimeout: time.Minute, NumTokens: 128,
 	}
 	delegate := ring.NewInstanceRegisterDelegate(ring.ACTIVE, instance.NumTokens)
-	lifecycler, err := ring.NewBasicLifecycler(instance, "ring", ringKey, m.store, delegate, log.NewNopLogger(), m.registry)
+	m.lifecycler, err = ring.NewBasicLifecycler(instance, "ring", ringKey, m.store, delegate, log.NewNopLogger(), m.registry)
 	if err != nil {
 		return nil, err
 	}
-	return m, services.StartAndAwaitRunning(ctx, lifecycler)
+	return m, services.StartAndAwaitRunning(ctx, m.lifecycler)
 }
 
 // gossiper is a member of the gossip cluster on a port of its own.
