@@ -216,7 +216,7 @@ async fn serve(mut client: TcpStream, upstream: SocketAddr, fault: Fault, seen: 
             tokio::time::sleep(by).await;
         }
         Fault::SomeLate { by, share, seed, .. }
-            if SmallRng::seed_from_u64(seed.wrapping_add(number)).random_bool(share) =>
+            if SmallRng::seed_from_u64((seed << 32) ^ number).random_bool(share) =>
         {
             hit();
             tokio::time::sleep(by).await;
