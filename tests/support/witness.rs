@@ -61,7 +61,7 @@ impl Witness {
 
     /// What is going on, for messages.
     pub fn phase(&self, phase: &str) {
-        println!("{} {phase}", annulus::clock::Now::read().unix_secs() % 1000); phase.clone_into(&mut self.shared.phase.lock().unwrap());
+        phase.clone_into(&mut self.shared.phase.lock().unwrap());
     }
 
     /// Fails the test unless all was well on every node at every look.
