@@ -11,6 +11,8 @@ mod support;
 mod checker;
 #[path = "support/fleet.rs"]
 mod fleet;
+#[path = "support/trouble.rs"]
+mod trouble;
 #[path = "support/witness.rs"]
 mod witness;
 
@@ -26,8 +28,9 @@ use checker::Workload;
 use fleet::{Fleet, RuntimeFile, identities, is_complete, ring_text, two_stores, until_seen};
 use support::consul::Consul;
 use support::etcd::Etcd;
-use support::proxy::{Fault, FaultProxy};
-use support::relay::{Line, Relay};
+use support::proxy::FaultProxy;
+use support::relay::Relay;
+use trouble::{Becoming, Trouble, Way};
 use witness::Witness;
 
 const NODES: usize = 3;
@@ -39,99 +42,6 @@ const MIRROR: &str = "multi_kv_config: { mirror_enabled: true }\n";
 
 fn primary(store: StoreKind) -> String {
     format!("multi_kv_config: {{ mirror_enabled: true, primary: {store} }}\n")
-}
-
-/// What goes wrong between the nodes and a server.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Trouble {
-    /// Answers come late, but in time.
-    Delay,
-    /// Connections break before an answer.
-    Lost,
-    /// Connections are reset in the middle of an answer: what was asked for is done.
-    Torn,
-    /// Later answers overtake earlier ones.
-    Overtaken,
-    /// Half-open: nothing reaches the server, and nobody says so.
-    Unheard,
-    /// Half-open: everything reaches the server, and nothing comes back.
-    Unanswered,
-    /// The server is gone.
-    Down,
-}
-
-impl Trouble {
-    const ALL: [Self; 7] =
-        [Self::Delay, Self::Lost, Self::Torn, Self::Overtaken, Self::Unheard, Self::Unanswered, Self::Down];
-
-    fn becoming_primary(self) -> Becoming {
-        match self {
-            Self::Delay | Self::Overtaken => Becoming::Primary,
-            Self::Lost | Self::Unheard | Self::Unanswered | Self::Down => Becoming::Never,
-            // What was asked for is done, but the ring changes faster than that is found out.
-            Self::Torn => Becoming::Perhaps,
-        }
-    }
-}
-
-/// Whether a store in trouble can become primary.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Becoming {
-    Primary,
-    Never,
-    Perhaps,
-}
-
-/// The way to a server.
-enum Way {
-    Http(FaultProxy),
-    Bytes(Relay),
-}
-
-impl Way {
-    fn set(&self, trouble: Trouble) {
-        match self {
-            Self::Http(proxy) => proxy.set(match trouble {
-                Trouble::Delay => Fault::Late { method: "PUT", by: Duration::from_millis(500) },
-                Trouble::Lost => Fault::Cut,
-                Trouble::Torn => Fault::Torn { method: "PUT" },
-                Trouble::Overtaken => Fault::Overtaken { method: "PUT", at_most: Duration::from_millis(500) },
-                Trouble::Unheard => Fault::Unheard,
-                Trouble::Unanswered => Fault::Unanswered,
-                Trouble::Down => Fault::Refuse,
-            }),
-            Self::Bytes(relay) => relay.set(match trouble {
-                // Not more: of those that compare and swap one key, the one on the slowest line would not get a turn.
-                Trouble::Delay => Line::Slow(Duration::from_millis(50)),
-                Trouble::Torn => Line::Torn(5),
-                Trouble::Overtaken => Line::Uneven(Duration::from_millis(50)),
-                Trouble::Unheard => Line::Unheard,
-                Trouble::Unanswered => Line::Unanswered,
-                Trouble::Lost | Trouble::Down => Line::Closed,
-            }),
-        }
-    }
-
-    fn heal(&self) {
-        match self {
-            Self::Http(proxy) => proxy.set(Fault::None),
-            Self::Bytes(relay) => relay.set(Line::Open),
-        }
-    }
-
-    fn injected(&self) -> u64 {
-        match self {
-            Self::Http(proxy) => proxy.injected(),
-            Self::Bytes(relay) => relay.injected() as u64,
-        }
-    }
-
-    fn point(&self, config: &mut Config) {
-        match self {
-            Self::Http(proxy) => config.kv.consul.host = proxy.host(),
-            Self::Bytes(relay) => config.kv.etcd.endpoints = vec![relay.host()],
-        }
-    }
 }
 
 /// A fleet that moves, the load on it, and those who look.
@@ -326,7 +236,11 @@ async fn five_steps(old: StoreKind, way: Arc<Way>, meanwhile: impl Fn(Trouble), 
     gone();
     moving.workload.goes_on().await;
     moving.fleet.complete().await;
-    assert_eq!(identities(&moving.fleet.nodes[0]), before, "the same instances with the same tokens since the beginning");
+    assert_eq!(
+        identities(&moving.fleet.nodes[0]),
+        before,
+        "the same instances with the same tokens since the beginning"
+    );
     let injected = way.injected();
     moving.end(&format!("five steps out of {old}"), injected).await;
 }
@@ -356,8 +270,8 @@ async fn a_ring_leaves_etcd_in_five_steps_through_every_kind_of_trouble_and_its_
     five_steps(StoreKind::Etcd, way, meanwhile, || etcd.lock().unwrap().stop()).await;
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_ring_moves_from_consul_to_etcd_and_back_while_either_or_both_are_down_at_every_boundary() {
+/// From Consul to etcd and back, while one or both of them are down at every boundary.
+async fn with_stores_down(old_down: bool, new_down: bool) {
     let Some(consul) = Consul::start() else { return };
     let Some(etcd) = Etcd::start() else { return };
     let old = Arc::new(Way::Http(FaultProxy::start(consul.addr()).await));
@@ -370,29 +284,32 @@ async fn a_ring_moves_from_consul_to_etcd_and_back_while_either_or_both_are_down
     };
     let moving = Move::start(customise, RuntimeFile::new(WIRED), StoreKind::Consul, StoreKind::Etcd).await;
     let etcd = Mutex::new(etcd);
-    for [old_down, new_down] in [[true, false], [false, true], [true, true]] {
-        let trouble = || {
-            if old_down {
-                old.set(Trouble::Down);
-            }
-            if new_down {
-                new.set(Trouble::Down);
-                etcd.lock().unwrap().stop();
-            }
-        };
-        let heal = || {
-            if new_down {
-                etcd.lock().unwrap().restart();
-            }
-            old.heal();
-            new.heal();
-        };
-        let what = format!("consul down: {old_down}, etcd down: {new_down}");
-        let becoming = |down| if down { Becoming::Never } else { Becoming::Primary };
-        moving.there_and_back(&what, [becoming(old_down), becoming(new_down)], trouble, heal).await;
-    }
+    let trouble = || {
+        if old_down {
+            old.set(Trouble::Down);
+        }
+        if new_down {
+            new.set(Trouble::Down);
+            etcd.lock().unwrap().stop();
+        }
+    };
+    let heal = || {
+        if new_down {
+            etcd.lock().unwrap().restart();
+        }
+        old.heal();
+        new.heal();
+    };
+    let what = format!("consul down: {old_down}, etcd down: {new_down}");
+    let becoming = |down| if down { Becoming::Never } else { Becoming::Primary };
+    moving.there_and_back(&what, [becoming(old_down), becoming(new_down)], trouble, heal).await;
     let injected = old.injected() + new.injected();
-    moving.end("from Consul to etcd and back", injected).await;
+    moving.end(&what, injected).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_ring_moves_from_consul_to_etcd_and_back_while_either_or_both_are_down_at_every_boundary() {
+    tokio::join!(with_stores_down(true, false), with_stores_down(false, true), with_stores_down(true, true));
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

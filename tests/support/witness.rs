@@ -91,7 +91,11 @@ async fn watch(shared: Arc<Shared>, promise: Promise) {
         for node in &nodes {
             let broken = look(node, &promise, &mut seen);
             let phase = shared.phase.lock().unwrap().clone();
-            shared.broken.lock().unwrap().extend(broken.into_iter().map(|what| format!("{phase}: {}: {what}", node.id())));
+            shared
+                .broken
+                .lock()
+                .unwrap()
+                .extend(broken.into_iter().map(|what| format!("{phase}: {}: {what}", node.id())));
             *shared.looks.lock().unwrap().entry(node.id().to_owned()).or_default() += 1;
         }
         tokio::time::sleep(LOOK).await;
