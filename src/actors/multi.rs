@@ -107,10 +107,15 @@ impl Homed {
     }
 
     fn deliver(&mut self, mut change: KeyChange) -> Option<KeyChange> {
+        let incoming = change.entry.as_ref().map(|entry| entry.value.clone());
         if !change.fresh {
+            // A store that became primary while it is in trouble may know less than what was handed out.
+            if let Some(seen) = self.seen.get(&change.key) {
+                let version = change.entry.as_ref().map_or(0, |entry| entry.version);
+                change.entry = seen.lost(incoming, Now::read()).map(|value| Entry { value, version });
+            }
             return Some(change);
         }
-        let incoming = change.entry.as_ref().map(|entry| entry.value.clone());
         let (key, side) = (change.key.clone(), self.view.primary);
         self.mirror.do_send(Delivered { key, side, value: incoming.clone() });
         let version = change.entry.as_ref().map_or(0, |entry| entry.version);

@@ -378,6 +378,9 @@ fn start_mirror(
     let multi = &config.kv.multi;
     let kind =
         |store: KvStore| store.name().parse::<StoreKind>().map_err(|error| StartError::Config(error.to_string()));
+    let defaults = MultiConfig::default();
+    let timeouts = config.rings.iter().map(|ring| ring.heartbeat_timeout);
+    let heartbeat_timeout = timeouts.min().unwrap_or(defaults.heartbeat_timeout);
     let settings = MultiConfig {
         primary: kind(multi.primary)?,
         secondary: kind(multi.secondary)?,
@@ -390,13 +393,10 @@ fn start_mirror(
         require_parity: config.migration.require_parity,
         teardown: config.migration.teardown,
         rings: config.rings.iter().map(|ring| (ring_key(config, ring), rings::options(ring))).collect(),
-        heartbeat_timeout: config
-            .rings
-            .iter()
-            .map(|ring| ring.heartbeat_timeout)
-            .min()
-            .unwrap_or(MultiConfig::default().heartbeat_timeout),
-        ..MultiConfig::default()
+        heartbeat_timeout,
+        // A store that is back must be found before the heartbeats in it are too old.
+        retry_max: defaults.retry_max.min(heartbeat_timeout / 4).max(defaults.retry_min),
+        ..defaults
     };
     let parts = Arc::new(MirrorParts {
         views: watch::Sender::new(Mirror::first_view(&settings)),

@@ -2,7 +2,7 @@
 //!
 //! A new δ is joined into the one that waits, so the outbox is bounded by the number of keys and never drops. At most one
 //! task is in flight for a key, so a deletion and a δ keep their order. An outage (no answer) holds back the whole outbox,
-//! and one entry probes; an error of one key (too large, undecodable) holds back only that key.
+//! and one entry after the other probes; an error of one key (too large, undecodable) holds back only that key.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -62,6 +62,8 @@ struct Entry {
     owed: bool,
     failures: u32,
     retry_at: Option<Instant>,
+    /// Attempts in a row that found the store out of reach.
+    probes: u32,
 }
 
 impl Entry {
@@ -160,12 +162,13 @@ impl Outbox {
         if self.in_flight >= limit || self.retry_at.is_some_and(|at| at > now) {
             return None;
         }
-        // The oldest first, so that one busy key does not keep others waiting.
+        // The oldest first, so that one busy key does not keep others waiting; but not the same one again and again when
+        // it is perhaps the key that the store does not answer for, such as one that is too much for a slow line.
         let key = self
             .entries
             .iter()
             .filter(|(_, entry)| entry.ready(now))
-            .min_by_key(|(_, entry)| entry.waiting.map(|stamp| stamp.seq))
+            .min_by_key(|(_, entry)| (entry.probes, entry.waiting.map(|stamp| stamp.seq)))
             .map(|(key, _)| key.clone())?;
         let entry = self.entry(&key);
         let oldest = entry.waiting.take()?;
@@ -205,6 +208,7 @@ impl Outbox {
         match error {
             None => {
                 entry.failures = 0;
+                entry.probes = 0;
                 entry.retry_at = None;
                 if entry.waiting.is_none() {
                     Arc::make_mut(&mut self.entries).remove(key);
@@ -219,6 +223,7 @@ impl Outbox {
             Some(error) => {
                 entry.put_back(flight, now);
                 if is_outage(error) {
+                    entry.probes = entry.probes.saturating_add(1);
                     self.had_outage = true;
                     // Several tasks that were in flight when the store went away count as one failure.
                     if self.retry_at.is_none_or(|at| at <= now.mono) {

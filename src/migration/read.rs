@@ -76,6 +76,17 @@ impl ReadJoin {
         self.prune(now);
         self.seen.clone().map_or(Read::Absent, Read::Value)
     }
+
+    /// What to hand on with the news that the store is out of reach, when the last that is known of it is `last`: nothing
+    /// older than what was delivered, and no deletion.
+    #[must_use]
+    pub fn lost(&self, last: Option<Value>, now: Now) -> Option<Value> {
+        match (&self.seen, last) {
+            (Some(seen), Some(last)) => Some(super::outbox::joined(seen, &last, now)),
+            (seen, last) => last.or_else(|| seen.clone()),
+        }
+    }
+
     fn prune(&mut self, now: Now) {
         let last = *self.pruned.get_or_insert(now.mono);
         if now.mono.saturating_duration_since(last) >= PRUNE_EVERY {

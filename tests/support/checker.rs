@@ -106,6 +106,12 @@ impl Workload {
         assert!(more, "the load does not go on; {:?}", self.shared.writes_failed.lock().unwrap());
     }
 
+    /// As [`Self::goes_on`], while nothing can be written.
+    pub async fn lookups_go_on(&self) {
+        let lookups = self.lookups_done();
+        assert!(wait_until(PATIENCE, async || self.lookups_done() >= lookups + 200).await, "no lookups");
+    }
+
     /// Ends all of it and waits for what is in flight.
     pub async fn stop(mut self) -> Report {
         self.shared.stop.store(true, Ordering::Release);

@@ -87,13 +87,38 @@ impl Consul {
         self.exchange(method, path, body).unwrap()
     }
 
+    /// All that the server has at this moment, for [`Consul::restore`].
+    ///
+    /// # Panics
+    /// When the server cannot be reached or makes none.
+    pub fn snapshot(&self) -> Vec<u8> {
+        let mut answer = self.exchange_bytes("GET", "/v1/snapshot", b"").unwrap();
+        let head = answer.windows(4).position(|window| window == b"\r\n\r\n").expect("an answer") + 4;
+        assert!(answer.starts_with(b"HTTP/1.0 200"), "{}", String::from_utf8_lossy(&answer[..head]));
+        answer.split_off(head)
+    }
+
+    /// Sets the server back to a snapshot: what was written since is gone, and the indexes are those of then.
+    ///
+    /// # Panics
+    /// When the server cannot be reached or does not take it.
+    pub fn restore(&self, snapshot: &[u8]) {
+        let answer = self.request("PUT", "/v1/snapshot", snapshot);
+        assert!(answer.starts_with("HTTP/1.0 200"), "{answer}");
+    }
+
     fn exchange(&self, method: &str, path: &str, body: &[u8]) -> std::io::Result<String> {
+        let answer = self.exchange_bytes(method, path, body)?;
+        String::from_utf8(answer).map_err(|error| std::io::Error::new(std::io::ErrorKind::InvalidData, error))
+    }
+
+    fn exchange_bytes(&self, method: &str, path: &str, body: &[u8]) -> std::io::Result<Vec<u8>> {
         let mut stream = TcpStream::connect_timeout(&self.addr(), Duration::from_secs(1))?;
         stream.set_read_timeout(Some(Duration::from_secs(5)))?;
         write!(stream, "{method} {path} HTTP/1.0\r\nContent-Length: {}\r\n\r\n", body.len())?;
         stream.write_all(body)?;
-        let mut answer = String::new();
-        stream.read_to_string(&mut answer)?;
+        let mut answer = Vec::new();
+        stream.read_to_end(&mut answer)?;
         Ok(answer)
     }
 

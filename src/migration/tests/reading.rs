@@ -66,6 +66,17 @@ fn a_late_report_of_the_old_primary_is_joined_but_deletes_nothing() {
 }
 
 #[test]
+fn a_new_primary_that_is_lost_right_after_the_flip_shows_nothing_older() {
+    let mut watch = watch();
+    deliver(&mut watch, 0, Some(Map::one("a", 5, Some(5))));
+    // It was behind, and says what it had, or that it never had anything.
+    let lost = watch.lost(Some(Map::one("a", 3, Some(3)).value()), Now::read()).unwrap();
+    assert_eq!(*Map::of(&lost), Map::one("a", 5, Some(5)));
+    let lost = watch.lost(None, Now::read()).unwrap();
+    assert_eq!(*Map::of(&lost), Map::one("a", 5, Some(5)));
+}
+
+#[test]
 fn a_tombstone_is_remembered_for_its_time_and_not_for_ever() {
     let mut watch = watch();
     let start = Now::read();

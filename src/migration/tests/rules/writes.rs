@@ -62,6 +62,25 @@ fn a_failed_mirror_write_is_retried_for_ever_with_growing_delays() {
 }
 
 #[test]
+fn a_key_that_the_store_does_not_answer_for_does_not_keep_the_others_waiting() {
+    let mut bench = Bench::dual();
+    bench.op(OpKind::Cas);
+    bench.done(Side::A, Ok(OpEffect::Written(delta("a"))));
+    let (first, _, busy) = bench.join();
+    bench.input(Input::Op { id: OpId(2), key: "other".into(), kind: OpKind::Cas });
+    bench.input(Input::OpDone { id: OpId(2), side: Side::A, result: Ok(OpEffect::Written(delta("b"))) });
+    let (second, _, other) = bench.join();
+    bench.task_done(first, Err(down(StoreKind::Memberlist)));
+    bench.task_done(second, Err(down(StoreKind::Memberlist)));
+    for probed in [&busy, &other, &busy, &other] {
+        bench.wait(secs(30));
+        let (id, _, sent) = bench.join();
+        assert_eq!(sent, *probed, "one after the other");
+        bench.task_done(id, Err(down(StoreKind::Memberlist)));
+    }
+}
+
+#[test]
 fn an_undecodable_key_of_the_secondary_does_not_hold_back_the_others() {
     let mut bench = Bench::dual();
     bench.op(OpKind::Cas);
