@@ -13,6 +13,7 @@ use super::config::Side;
 use super::core::{Job, MultiCore};
 use super::message::{MigrationEvent, Task, TaskResult};
 use super::outbox::{Backoff as _, Reason};
+use super::sizes::{self, LargeValue};
 use super::status::BackfillStatus;
 use crate::clock::Now;
 use crate::kv::{StoreError, Value};
@@ -33,6 +34,8 @@ pub(super) struct Backfill {
     found: usize,
     done: usize,
     joined: usize,
+    /// Keys that the other store does not take.
+    too_large: BTreeMap<Arc<str>, LargeValue>,
     in_flight: usize,
     failures: u32,
     retry_at: Option<Instant>,
@@ -68,6 +71,7 @@ impl Backfill {
             found: 0,
             done: 0,
             joined: 0,
+            too_large: BTreeMap::new(),
             in_flight: 0,
             failures: 0,
             retry_at: None,
@@ -141,7 +145,19 @@ impl Backfill {
                     };
                 }
             }
-            Job::Flush { .. } | Job::Survey | Job::ParityList | Job::ParityRead(..) => {}
+            Job::Flush { .. }
+            | Job::Survey
+            | Job::SizeList
+            | Job::SizeRead(_)
+            | Job::ParityList
+            | Job::ParityRead(..) => {}
+        }
+    }
+
+    /// The other store does not take this key: the run goes on without it, and does not count as verified.
+    pub(super) fn give_up(&mut self, key: &Arc<str>, value: LargeValue) {
+        if self.keys.remove(key).is_some() {
+            self.too_large.insert(key.clone(), value);
         }
     }
 
@@ -177,7 +193,13 @@ impl MultiCore {
 
     pub(super) fn backfill_status(&self) -> BackfillStatus {
         match &self.backfill {
-            Some(run) if run.full => BackfillStatus { running: true, keys: run.found, done: run.done, verified: false },
+            Some(run) if run.full => BackfillStatus {
+                running: true,
+                keys: run.found,
+                done: run.done,
+                too_large: run.too_large.len(),
+                verified: false,
+            },
             _ => self.backfilled,
         }
     }
@@ -187,10 +209,19 @@ impl MultiCore {
         while let Some(run) = self.backfill.as_mut() {
             if run.finished() {
                 let Some(run) = self.backfill.take() else { return };
+                let (keys, done, joined, too_large) = (run.found, run.done, run.joined, run.too_large.len());
                 if run.full {
-                    let verified = self.config.verify_backfill;
-                    self.backfilled = BackfillStatus { running: false, keys: run.found, done: run.done, verified };
-                    self.event(MigrationEvent::BackfillFinished { keys: run.found, joined: run.joined });
+                    let verified = self.config.verify_backfill && too_large == 0;
+                    self.backfilled = BackfillStatus { running: false, keys, done, too_large, verified };
+                    self.event(match too_large {
+                        0 => MigrationEvent::BackfillFinished { keys, joined },
+                        _ => MigrationEvent::BackfillIncomplete {
+                            store: self.config.kind(self.durable.primary.other()),
+                            keys,
+                            done,
+                            too_large: sizes::named(&run.too_large.into_values().collect::<Vec<_>>()),
+                        },
+                    });
                     self.compare_soon(now);
                 }
                 return;
@@ -261,11 +292,25 @@ impl MultiCore {
         match lacks {
             None => run.key_done(key),
             Some(lacks) => {
+                let all = found.and_then(|found| found.join(&wanted, now).ok()).map_or_else(|| wanted.clone(), |all| all.value);
+                if let Some(size) = self.too_large(key, &all) {
+                    let (other, of) = (self.durable.primary.other(), key.to_string());
+                    self.note_too_large(other, key, size, false);
+                    if let Some(run) = self.backfill.as_mut() {
+                        run.give_up(key, LargeValue { key: of, size: size.size, limit: size.limit });
+                    }
+                    return;
+                }
+                let mut counted = false;
+                let Some(step) = self.backfill.as_mut().and_then(|run| run.keys.get_mut(key)) else { return };
                 if !step.counted {
                     step.counted = true;
-                    run.joined += 1;
+                    counted = true;
                 }
                 step.at = At::Sending(wanted);
+                if let Some(run) = self.backfill.as_mut().filter(|_| counted) {
+                    run.joined += 1;
+                }
                 let other = self.durable.primary.other();
                 self.enqueue(other, key, &lacks, Reason::Owed, now);
             }

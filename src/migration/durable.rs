@@ -28,6 +28,8 @@ pub struct Durable {
     pub(super) intents: Arc<BTreeMap<OpId, Intent>>,
     /// Last position in an outbox.
     pub(super) seq: u64,
+    /// The last position before the last flip.
+    pub(super) flip_seq: u64,
     pub(super) last_task: u64,
     pub(super) totals: Totals,
     /// When the store that is not primary last had everything.
@@ -47,6 +49,8 @@ pub(super) struct Intent {
 pub(super) struct Totals {
     pub(super) mirrored: u64,
     pub(super) errors: u64,
+    /// Writes that were not made, because their key was deleted meanwhile.
+    pub(super) dropped: u64,
     pub(super) flips: u64,
     pub(super) last_flip_took: Option<Duration>,
     /// How long the last mirrored write waited, and when it arrived.
@@ -66,6 +70,7 @@ impl Durable {
             outbox: [Outbox::default(), Outbox::default()],
             intents: Arc::default(),
             seq: 0,
+            flip_seq: 0,
             last_task: 0,
             totals: Totals::default(),
             safe_at: None,

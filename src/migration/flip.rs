@@ -223,11 +223,14 @@ impl MultiCore {
         self.durable.pending = None;
         self.durable.primary = to;
         self.durable.generation += 1;
+        self.durable.flip_seq = self.durable.seq;
         self.durable.totals.flips += 1;
         self.durable.totals.last_flip_took = Some(took);
         // Readers first: operations and tasks that follow belong to the new view.
         self.publish();
-        self.event(MigrationEvent::Flipped { from: self.config.kind(from), to: self.config.kind(to), took });
+        let generation = self.durable.generation;
+        self.event(MigrationEvent::Flipped { from: self.config.kind(from), to: self.config.kind(to), took, generation });
+        self.restart_sizes();
         self.ops_after_flip(now);
         self.restart_parity();
         self.durable.safe_at = Some(now.mono);

@@ -34,8 +34,8 @@ use std::time::Duration;
 
 use self::client::{Client, Consistency};
 use super::remote::backoff::Backoff;
-use super::remote::{Edit, Prepared, Target, Tombstones, Writers, codec_for, decode};
-use crate::kv::{BoxFuture, CasFn, CasOutcome, Codecs, Entry, Store, StoreError, StoreKind, Value, Watch};
+use super::remote::{Edit, Prepared, Target, Tombstones, Writers, codec_for, decode, stored_size};
+use crate::kv::{BoxFuture, CasFn, CasOutcome, Codecs, Entry, Store, StoreError, StoreKind, Value, ValueSize, Watch};
 
 /// The largest value that Consul takes with its default settings, in bytes.
 pub const VALUE_LIMIT: usize = 512 * 1024;
@@ -249,5 +249,14 @@ impl Store for ConsulStore {
 
     fn watch_prefix(&self, prefix: &str) -> Watch {
         watch::start(self.shared.clone(), Target::Prefix(prefix.into()))
+    }
+
+    fn limits_values(&self) -> bool {
+        true
+    }
+
+    fn size_of(&self, key: &str, value: &Value) -> Option<ValueSize> {
+        let size = stored_size(&self.shared.codecs, key, value, &self.shared.config.tombstones())?;
+        Some(ValueSize { size, limit: VALUE_LIMIT })
     }
 }
