@@ -7,7 +7,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use super::config::Side;
 use super::core::{Job, MultiCore};
@@ -28,6 +28,10 @@ pub(super) struct Backfill {
     full: bool,
     /// Whether a key is read back after it was sent.
     verify: bool,
+    /// After a flip: how long a key that only the new primary has must have been there before it is created in the old
+    /// one. The old one was written first until now, so what it lacks was deleted there, or is on its way to it from
+    /// the node that wrote it; its deletion may still be on its way to the new one.
+    settle: Option<Duration>,
     /// Prefixes to list, and whether a listing is in flight.
     prefixes: BTreeMap<String, bool>,
     keys: BTreeMap<Arc<str>, Step>,
@@ -45,6 +49,14 @@ pub(super) struct Backfill {
 struct Step {
     at: At,
     counted: bool,
+    /// Not looked at again before this.
+    waits: Option<Instant>,
+}
+
+impl Step {
+    const fn new() -> Self {
+        Self { at: At::Read, counted: false, waits: None }
+    }
 }
 
 #[derive(Debug)]
@@ -62,10 +74,11 @@ enum At {
 }
 
 impl Backfill {
-    fn new(full: bool, verify: bool, prefixes: impl IntoIterator<Item = String>) -> Self {
+    fn new(full: bool, verify: bool, settle: Option<Duration>, prefixes: impl IntoIterator<Item = String>) -> Self {
         Self {
             full,
             verify,
+            settle,
             prefixes: prefixes.into_iter().map(|prefix| (prefix, false)).collect(),
             keys: BTreeMap::new(),
             found: 0,
@@ -80,7 +93,7 @@ impl Backfill {
 
     /// The key has to be read (again).
     pub(super) fn read(&mut self, key: Arc<str>) {
-        if self.keys.insert(key, Step { at: At::Read, counted: false }).is_none() {
+        if self.keys.insert(key, Step::new()).is_none() {
             self.found += 1;
         }
     }
@@ -104,7 +117,8 @@ impl Backfill {
     }
 
     pub(super) fn next_deadline(&self, now: Instant) -> Option<Instant> {
-        self.retry_at.filter(|at| *at > now)
+        let waiting = self.keys.values().filter_map(|step| step.waits);
+        self.retry_at.into_iter().chain(waiting).filter(|at| *at > now).min()
     }
 
     fn finished(&self) -> bool {
@@ -112,12 +126,15 @@ impl Backfill {
     }
 
     /// The next thing to do and on which side, marked as in flight.
-    fn next(&mut self, primary: Side) -> Option<(Job, Side, Task)> {
+    fn next(&mut self, primary: Side, now: Instant) -> Option<(Job, Side, Task)> {
         if let Some((prefix, listing)) = self.prefixes.iter_mut().find(|(_, listing)| !**listing) {
             *listing = true;
             return Some((Job::List(prefix.clone()), primary, Task::List { prefix: prefix.clone() }));
         }
-        let (key, step) = self.keys.iter_mut().find(|(_, step)| matches!(step.at, At::Read | At::Check(_)))?;
+        let ready = |step: &Step| {
+            matches!(step.at, At::Read | At::Check(_)) && step.waits.is_none_or(|until| until <= now)
+        };
+        let (key, step) = self.keys.iter_mut().find(|(_, step)| ready(step))?;
         let get = Task::Get { key: key.clone() };
         Some(match std::mem::replace(&mut step.at, At::Reading) {
             At::Check(value) => {
@@ -171,8 +188,19 @@ impl Backfill {
 impl MultiCore {
     /// Copies everything (again): mirroring was turned on, its direction changed, or the actor was restarted.
     pub(super) fn start_backfill(&mut self) {
+        self.begin_backfill(None);
+    }
+
+    /// Copies everything back into the store that was primary until now.
+    pub(super) fn start_backfill_after_flip(&mut self) {
+        // By then every node has tried again to send what waits in its outbox.
+        self.begin_backfill(Some(self.config.retry_max + self.config.patience()));
+    }
+
+    fn begin_backfill(&mut self, settle: Option<Duration>) {
         self.cancel_backfill();
-        self.backfill = Some(Backfill::new(true, self.config.verify_backfill, self.config.prefixes.iter().cloned()));
+        let prefixes = self.config.prefixes.iter().cloned();
+        self.backfill = Some(Backfill::new(true, self.config.verify_backfill, settle, prefixes));
         self.event(MigrationEvent::BackfillStarted);
     }
 
@@ -187,7 +215,7 @@ impl MultiCore {
     pub(super) fn recheck(&mut self, key: &Arc<str>) {
         if self.durable.mirror {
             let verify = self.config.verify_backfill;
-            self.backfill.get_or_insert_with(|| Backfill::new(false, verify, [])).read(key.clone());
+            self.backfill.get_or_insert_with(|| Backfill::new(false, verify, None, [])).read(key.clone());
         }
     }
 
@@ -230,7 +258,7 @@ impl MultiCore {
             if run.in_flight >= limit || run.retry_at.is_some_and(|at| at > now.mono) {
                 return;
             }
-            let Some((job, side, task)) = run.next(self.durable.primary) else { return };
+            let Some((job, side, task)) = run.next(self.durable.primary, now.mono) else { return };
             run.in_flight += 1;
             self.start_task(job, side, task);
         }
@@ -280,6 +308,11 @@ impl MultiCore {
         let Some(step) = run.keys.get_mut(key) else { return };
         let At::Checking(wanted) = &step.at else { return };
         let wanted = wanted.clone();
+        if let (None, Some(settle), None) = (&found, run.settle, step.waits) {
+            // Read again before it is created: it may be gone by then.
+            *step = Step { at: At::Read, waits: Some(now.mono + settle), ..Step::new() };
+            return;
+        }
         let lacks = match &found {
             None => Some(wanted.clone()),
             #[cfg(test)]

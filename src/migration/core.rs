@@ -368,14 +368,6 @@ impl MultiCore {
             }
             None => {
                 self.note_taken(side, &key);
-                if flushed.deletion.is_some_and(|seq| seq <= self.durable.flip_seq)
-                    && side == self.durable.primary
-                    && self.durable.mirror
-                {
-                    // The deletion waited for this store through the flip to it. Meanwhile the key was read here and
-                    // may have been copied back to where it was deleted first.
-                    self.enqueue_delete(side.other(), &key, now);
-                }
                 self.durable.totals.mirrored += 1;
                 self.durable.totals.last_lag = Some((now.mono.saturating_duration_since(flushed.since), now.mono));
                 if flushed.recovered {

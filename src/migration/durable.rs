@@ -28,8 +28,6 @@ pub struct Durable {
     pub(super) intents: Arc<BTreeMap<OpId, Intent>>,
     /// Last position in an outbox.
     pub(super) seq: u64,
-    /// The last position before the last flip.
-    pub(super) flip_seq: u64,
     pub(super) last_task: u64,
     pub(super) totals: Totals,
     /// When the store that is not primary last had everything.
@@ -70,7 +68,6 @@ impl Durable {
             outbox: [Outbox::default(), Outbox::default()],
             intents: Arc::default(),
             seq: 0,
-            flip_seq: 0,
             last_task: 0,
             totals: Totals::default(),
             safe_at: None,

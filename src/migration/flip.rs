@@ -223,7 +223,6 @@ impl MultiCore {
         self.durable.pending = None;
         self.durable.primary = to;
         self.durable.generation += 1;
-        self.durable.flip_seq = self.durable.seq;
         self.durable.totals.flips += 1;
         self.durable.totals.last_flip_took = Some(took);
         // Readers first: operations and tasks that follow belong to the new view.
@@ -235,7 +234,7 @@ impl MultiCore {
         self.restart_parity();
         self.durable.safe_at = Some(now.mono);
         if self.durable.mirror {
-            self.start_backfill();
+            self.start_backfill_after_flip();
         } else {
             self.cancel_backfill();
         }

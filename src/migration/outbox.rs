@@ -87,8 +87,6 @@ pub(super) struct Flushed {
     pub(super) since: Instant,
     /// The store was out of reach before, and with this nothing waits for it any more.
     pub(super) recovered: bool,
-    /// It was a deletion, put in at this position.
-    pub(super) deletion: Option<u64>,
 }
 
 /// Delays between attempts, growing, with jitter.
@@ -207,10 +205,7 @@ impl Outbox {
         self.in_flight = self.in_flight.saturating_sub(1);
         let entry = self.entry(key);
         let flight = entry.flight.take()?;
-        let mut done = Flushed { up_to: flight.newest, since: flight.oldest.at, recovered: false, deletion: None };
-        if matches!(flight.work, Work::Delete) {
-            done.deletion = Some(flight.newest);
-        }
+        let mut done = Flushed { up_to: flight.newest, since: flight.oldest.at, recovered: false };
         match error {
             None => {
                 entry.failures = 0;

@@ -64,7 +64,7 @@ impl MultiCore {
         self.story.looked = Some(now.mono);
         for gate in self.gates(now) {
             // Gates that were always open are no news.
-            let (told, seen) = self.story.gates.entry(gate.name).or_insert((true, gate.open));
+            let (told, seen) = self.story.gates.entry(gate.name).or_insert((true, true));
             let lasts = std::mem::replace(seen, gate.open) == gate.open;
             if lasts && *told != gate.open {
                 *told = gate.open;

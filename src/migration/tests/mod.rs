@@ -1,10 +1,12 @@
 //! Tests of the core: each rule on its own (`rules`, `reading`, `parity`), and fleets in virtual time (`world`, `fleet`).
 #![allow(clippy::unwrap_used)]
 
+mod deletions;
 mod fleet;
 mod map;
 mod parity;
 mod reading;
 mod rules;
+mod sizes;
 mod stores;
 mod world;
