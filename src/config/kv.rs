@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use super::units::{self, Secret};
+use super::units::{self, ByteSize, Secret};
 
 /// Which store holds the rings.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -175,6 +175,8 @@ pub struct EtcdConfig {
     pub dial_timeout: Duration,
     /// Attempts of one compare-and-swap at etcd; 0 counts as 1.
     pub max_retries: u32,
+    /// Largest request that the servers take, their --max-request-bytes. A value must be a little smaller.
+    pub max_request_bytes: ByteSize,
 }
 
 impl Default for EtcdConfig {
@@ -190,6 +192,7 @@ impl Default for EtcdConfig {
             tls_server_name: String::new(),
             dial_timeout: Duration::from_secs(10),
             max_retries: 10,
+            max_request_bytes: ByteSize(3 * 512 * 1024),
         }
     }
 }

@@ -184,6 +184,7 @@ pub(crate) static KEYS: &[Key] = &[
     key("kv.etcd.tls_server_name", Kind::Text, "Name expected in etcd's certificates. Empty: the host of the endpoint."),
     key("kv.etcd.dial_timeout", Kind::Duration, "Longest wait for a connection to etcd."),
     key("kv.etcd.max_retries", COUNT, "Attempts of one compare-and-swap at etcd; 0 counts as 1."),
+    key("kv.etcd.max_request_bytes", Kind::Size, "Largest request that the servers take, their --max-request-bytes. A value must be a little smaller."),
     key("kv.multi.primary", Kind::Choice(KvStore::NAMES), "Store that is read, until the runtime config names another."),
     key("kv.multi.secondary", Kind::Choice(KvStore::NAMES), "The other store."),
     key("kv.multi.mirror_enabled", Kind::Bool, "Write to both stores, until the runtime config says otherwise."),

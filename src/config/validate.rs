@@ -274,6 +274,11 @@ fn etcd(key: &str, etcd: &EtcdConfig, found: &mut Problems) {
         "kv.etcd.username",
         "is empty although there is a password",
     );
+    found.check(
+        (1024..=16 * 1024 * 1024).contains(&etcd.max_request_bytes.0),
+        "kv.etcd.max_request_bytes",
+        "must be between 1KiB and 16MiB",
+    );
     found.check(!etcd.dial_timeout.is_zero(), "kv.etcd.dial_timeout", "must be longer than zero");
     if etcd.tls_enabled {
         found.check(

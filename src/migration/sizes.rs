@@ -27,6 +27,9 @@ const PERIOD_OF_SERVERS: Duration = Duration::from_secs(300);
 /// How soon after a look that failed the next one comes.
 const RETRY: Duration = Duration::from_secs(10);
 
+/// And after one that found something too large: somebody is about to make it smaller, and waits for us to see it.
+const WHILE_TOO_LARGE: Duration = Duration::from_secs(30);
+
 /// How many keys a message names.
 const NAMED: usize = 3;
 
@@ -203,8 +206,12 @@ impl MultiCore {
         let Some(run) = self.sizes.run.take() else { return };
         self.sizes.looked = true;
         self.sizes.error = None;
-        let server = matches!(self.config.kind(self.durable.primary), StoreKind::Consul | StoreKind::Etcd);
-        self.sizes.due = Some(now.mono + if server { PERIOD_OF_SERVERS } else { PERIOD });
+        let period = match self.config.kind(self.durable.primary) {
+            _ if run.large.values().any(ValueSize::is_over) => WHILE_TOO_LARGE,
+            StoreKind::Consul | StoreKind::Etcd => PERIOD_OF_SERVERS,
+            _ => PERIOD,
+        };
+        self.sizes.due = Some(now.mono + period);
         let before = std::mem::replace(&mut self.sizes.large, run.large.clone());
         for (key, size) in run.large {
             self.tell_size(before.get(&key), &key, size);

@@ -93,6 +93,7 @@ fn etcd_store(config: &Config, codecs: &Arc<Codecs>, multi: bool) -> Result<Shar
         tls,
         dial_timeout: etcd.dial_timeout,
         max_retries: etcd.max_retries,
+        max_request_bytes: usize::try_from(etcd.max_request_bytes.0).unwrap_or(usize::MAX),
         // Two stores converge only when a removal is visible in both.
         keep_tombstones: multi,
         left_timeout: config.memberlist.left_ingesters_timeout,
