@@ -138,10 +138,14 @@ async fn a_value_that_consul_does_not_take_is_told_before_the_mirror_starts_and_
     .await;
     let node = &fleet.nodes[0];
     let gate = |name: &str| node.preflight().unwrap().gates.into_iter().find(|gate| gate.name == name).unwrap();
-    until_seen("the gate is red, and says why", || gate("size"), async || {
-        let size = gate("size");
-        !size.open && size.reason.contains("annulus/kv/huge") && size.reason.contains("524288")
-    })
+    until_seen(
+        "the gate is red, and says why",
+        || gate("size"),
+        async || {
+            let size = gate("size");
+            !size.open && size.reason.contains("annulus/kv/huge") && size.reason.contains("524288")
+        },
+    )
     .await;
     let warning = gate("size").warning.expect("a warning for what is near the limit");
     assert!(warning.contains("annulus/kv/near") && !warning.contains("small"), "{warning}");
@@ -149,10 +153,14 @@ async fn a_value_that_consul_does_not_take_is_told_before_the_mirror_starts_and_
     assert!(large[0].key == "annulus/kv/huge" && large[0].size > 600_000 && large.len() == 2, "{large:?}");
 
     runtime.write(MIRROR);
-    until_seen("the backfill is through with the others", || node.migration(), async || {
-        let backfill = node.migration().unwrap().backfill;
-        !backfill.running && backfill.too_large == 1 && !backfill.verified
-    })
+    until_seen(
+        "the backfill is through with the others",
+        || node.migration(),
+        async || {
+            let backfill = node.migration().unwrap().backfill;
+            !backfill.running && backfill.too_large == 1 && !backfill.verified
+        },
+    )
     .await;
     assert!(in_consul(&consul, "annulus/kv/small") && in_consul(&consul, "annulus/kv/near"));
     assert!(!in_consul(&consul, "annulus/kv/huge"));
@@ -160,9 +168,13 @@ async fn a_value_that_consul_does_not_take_is_told_before_the_mirror_starts_and_
     assert!(node.metrics().contains("annulus_mirror_values_too_large 1\n"), "{}", node.metrics());
 
     set(&values(node), "huge", json!("fits")).await;
-    until_seen("it is copied", || node.migration(), async || {
-        gate("size").open && node.migration().unwrap().backfill.verified && in_consul(&consul, "annulus/kv/huge")
-    })
+    until_seen(
+        "it is copied",
+        || node.migration(),
+        async || {
+            gate("size").open && node.migration().unwrap().backfill.verified && in_consul(&consul, "annulus/kv/huge")
+        },
+    )
     .await;
     fleet.stop().await;
 }
@@ -193,10 +205,14 @@ async fn keys_whose_codec_is_registered_later_are_copied_and_compared_too() {
     fleet.mirrored().await;
     let keys = node.migration().unwrap().backfill.keys;
     let late: Kv<Map> = node.kv("late/");
-    until_seen("the backfill covers what came", || node.migration(), async || {
-        let backfill = node.migration().unwrap().backfill;
-        backfill.verified && backfill.keys == keys + 1
-    })
+    until_seen(
+        "the backfill covers what came",
+        || node.migration(),
+        async || {
+            let backfill = node.migration().unwrap().backfill;
+            backfill.verified && backfill.keys == keys + 1
+        },
+    )
     .await;
     let report = node.parity().await.unwrap().unwrap();
     assert_eq!((report.keys.primary, report.only_primary.count), (keys + 1, 0), "{report:?}");
@@ -269,7 +285,10 @@ async fn the_log_tells_the_story_of_a_move_once_and_with_fields() {
         assert_eq!(lines(once).len(), 1, "{once}: {text}");
     }
     let flipped = lines("step=\"flipped\" from=inmemory")[0];
-    assert!(flipped.contains("generation=1") && flipped.contains(" INFO annulus::migration: flipped from"), "{flipped}");
+    assert!(
+        flipped.contains("generation=1") && flipped.contains(" INFO annulus::migration: flipped from"),
+        "{flipped}"
+    );
     assert!(!lines("step=\"phase\" from=\"wired\" to=\"dual\"").is_empty(), "{text}");
     assert!(!lines("step=\"mirror_enabled\"").is_empty() && !lines("step=\"backfill_verified\" keys=").is_empty());
 }

@@ -131,9 +131,8 @@ impl Backfill {
             *listing = true;
             return Some((Job::List(prefix.clone()), primary, Task::List { prefix: prefix.clone() }));
         }
-        let ready = |step: &Step| {
-            matches!(step.at, At::Read | At::Check(_)) && step.waits.is_none_or(|until| until <= now)
-        };
+        let ready =
+            |step: &Step| matches!(step.at, At::Read | At::Check(_)) && step.waits.is_none_or(|until| until <= now);
         let (key, step) = self.keys.iter_mut().find(|(_, step)| ready(step))?;
         let get = Task::Get { key: key.clone() };
         Some(match std::mem::replace(&mut step.at, At::Reading) {
@@ -325,7 +324,9 @@ impl MultiCore {
         match lacks {
             None => run.key_done(key),
             Some(lacks) => {
-                let all = found.and_then(|found| found.join(&wanted, now).ok()).map_or_else(|| wanted.clone(), |all| all.value);
+                let all = found
+                    .and_then(|found| found.join(&wanted, now).ok())
+                    .map_or_else(|| wanted.clone(), |all| all.value);
                 if let Some(size) = self.too_large(key, &all) {
                     let (other, of) = (self.durable.primary.other(), key.to_string());
                     self.note_too_large(other, key, size, false);

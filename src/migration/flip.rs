@@ -228,7 +228,12 @@ impl MultiCore {
         // Readers first: operations and tasks that follow belong to the new view.
         self.publish();
         let generation = self.durable.generation;
-        self.event(MigrationEvent::Flipped { from: self.config.kind(from), to: self.config.kind(to), took, generation });
+        self.event(MigrationEvent::Flipped {
+            from: self.config.kind(from),
+            to: self.config.kind(to),
+            took,
+            generation,
+        });
         self.restart_sizes();
         self.ops_after_flip(now);
         self.restart_parity();

@@ -282,7 +282,8 @@ impl MultiCore {
     /// The state of the gate, and what to be warned of; `None` where there is no limit.
     pub(super) fn size_gate(&self) -> Option<(Result<String, String>, Option<String>)> {
         let other = self.durable.primary.other();
-        let (over, near): (Vec<_>, Vec<_>) = self.large_values().into_iter().partition(|value| value.size > value.limit);
+        let (over, near): (Vec<_>, Vec<_>) =
+            self.large_values().into_iter().partition(|value| value.size > value.limit);
         if !self.limited(other) && over.is_empty() {
             return None;
         }

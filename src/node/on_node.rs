@@ -4,7 +4,9 @@ use std::sync::Arc;
 
 use tokio::runtime::Handle;
 
-use crate::kv::{BoxFuture, CasFn, CasOutcome, Entry, SharedStore, Store, StoreError, StoreKind, Value, ValueSize, Watch};
+use crate::kv::{
+    BoxFuture, CasFn, CasOutcome, Entry, SharedStore, Store, StoreError, StoreKind, Value, ValueSize, Watch,
+};
 
 pub(super) struct OnNode {
     inner: SharedStore,

@@ -58,7 +58,8 @@ fn text(answer: &Value) -> String {
             row("closed gate", format!("{}: {}", cell(&gate["name"]), cell(&gate["reason"])));
         }
         for large in items(&answer["large_values"]) {
-            let size = format!("{} of at most {} bytes in {}", large["size"], large["limit"], cell(&answer["secondary"]));
+            let size =
+                format!("{} of at most {} bytes in {}", large["size"], large["limit"], cell(&answer["secondary"]));
             row("large value", format!("{}: {size}", cell(&large["key"])));
         }
         for shadow in items(&answer["shadow_lookups"]) {

@@ -113,7 +113,9 @@ impl Moves {
             let delay = millis(self.rng.random_range(1..40));
             match output {
                 Output::RunOp { id, side } => self.push(delay, Ev::Run(n, id, side)),
-                Output::RunOpOnLast { id, .. } => self.push(delay, Ev::Input(n, Input::OpOnLastDone { id, delta: None })),
+                Output::RunOpOnLast { id, .. } => {
+                    self.push(delay, Ev::Input(n, Input::OpOnLastDone { id, delta: None }))
+                }
                 Output::Task { id, side, task } => self.push(delay, Ev::Task(n, id, side, task)),
                 Output::Reply { id, verdict } => {
                     self.unanswered.remove(&id);

@@ -108,7 +108,9 @@ fn the_backfill_leaves_out_what_does_not_fit_says_so_and_copies_it_when_it_does(
     let status = bench.core.status(bench.now);
     assert_eq!((status.backfill.verified, status.backfill.done, status.backfill.too_large), (false, 1, 1));
     assert!(gate(&bench, "backfill").reason.contains("1 keys are too large for consul"));
-    assert!(bench.said(|event| matches!(event, MigrationEvent::BackfillIncomplete { too_large, .. } if too_large.contains("ring"))));
+    assert!(bench.said(
+        |event| matches!(event, MigrationEvent::BackfillIncomplete { too_large, .. } if too_large.contains("ring"))
+    ));
 
     // The joined value counts: each half fits, both together do not.
     bench.wait(secs(301));

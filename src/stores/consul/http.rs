@@ -73,8 +73,8 @@ impl Http {
             return Err(unavailable("the HTTP client timeout must not be zero"));
         }
         let base = format!("{}://{host}", if secure { "https" } else { "http" });
-        let uri: Uri =
-            base.parse().map_err(|_| unavailable(format!("the host must be HOST:PORT, not {:?}", config.host)))?;
+        let uri = base.parse::<Uri>().ok().filter(|uri| uri.port_u16().is_some_and(|port| port > 0));
+        let uri = uri.ok_or_else(|| unavailable(format!("the host must be HOST:PORT, not {:?}", config.host)))?;
         let token = match config.acl_token.as_str() {
             "" => None,
             token => {

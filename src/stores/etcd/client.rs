@@ -7,13 +7,13 @@ use futures_util::{StreamExt as _, stream};
 use prost::Message as _;
 use tonic::Streaming;
 
+use super::EtcdConfig;
 use super::channel::{Call, Calls};
 use super::proto::{
     COMPARE_MOD, Compare, DeleteRangeRequest, DeleteRangeResponse, EVENT_DELETE, Event, KeyValue, PutRequest,
     RangeRequest, RangeResponse, RequestOp, ResponseHeader, TxnRequest, TxnResponse, WatchCreateRequest, WatchRequest,
     WatchResponse, path,
 };
-use super::EtcdConfig;
 use crate::kv::{StoreError, StoreKind};
 use crate::stores::remote::{Pair, Target};
 
