@@ -114,7 +114,7 @@ impl Moves {
             match output {
                 Output::RunOp { id, side } => self.push(delay, Ev::Run(n, id, side)),
                 Output::RunOpOnLast { id, .. } => {
-                    self.push(delay, Ev::Input(n, Input::OpOnLastDone { id, delta: None }))
+                    self.push(delay, Ev::Input(n, Input::OpOnLastDone { id, delta: None }));
                 }
                 Output::Task { id, side, task } => self.push(delay, Ev::Task(n, id, side, task)),
                 Output::Reply { id, verdict } => {
