@@ -255,8 +255,8 @@ impl Mirror {
             let io = async {
                 Ok(match task {
                     Task::Join { key, delta } => {
-                        // The question must leave time for the write.
-                        mirror_join::join(&*store, &*source, &key, delta, patience / 2).await?;
+                        // The questions must leave time for the write.
+                        mirror_join::join(&*store, &*source, &key, delta, patience / 3).await?;
                         TaskResult::Done
                     }
                     Task::Delete { key } => {

@@ -25,16 +25,27 @@ pub(super) async fn join(
     if join_where_there(store, key, &delta).await? {
         return Ok(());
     }
-    let asked = tokio::time::timeout(patience, is_there(source, key)).await;
-    match asked.unwrap_or(Err(StoreError::Timeout { store: source.kind(), after: patience })) {
-        Ok(true) => {}
-        Ok(false) => return Err(StoreError::Absent { key: key.to_owned() }),
+    let ask = async || {
+        let asked = tokio::time::timeout(patience, is_there(source, key)).await;
+        asked.unwrap_or(Err(StoreError::Timeout { store: source.kind(), after: patience }))
+    };
+    match ask().await {
+        Ok(true) => {
+            store.join(key, delta).await?;
+            // Deleted there between the question and the creation? Whoever deleted it may have been here before us. A
+            // deletion after this second question comes here after us.
+            if matches!(ask().await, Ok(false)) {
+                store.delete(key).await?;
+                return Err(StoreError::Absent { key: key.to_owned() });
+            }
+            Ok(())
+        }
+        Ok(false) => Err(StoreError::Absent { key: key.to_owned() }),
         // Nobody can tell whether it was deleted, but this store can tell that it was: the write waits.
-        Err(error) if store.remembers_deletion(key) => return Err(error),
+        Err(error) if store.remembers_deletion(key) => Err(error),
         // A primary that is away must not keep anything from the other store.
-        Err(_) => {}
+        Err(_) => store.join(key, delta).await.map(drop),
     }
-    store.join(key, delta).await.map(drop)
 }
 
 /// Joins into a key that is there. Returns whether it was.
