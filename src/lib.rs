@@ -36,6 +36,7 @@
 //! | feature | default | what |
 //! |---|---|---|
 //! | `consul` | yes | the Consul store |
+//! | `consul-tls` | no | TLS to Consul |
 //! | `etcd` | yes, with `cli` | the etcd store |
 //! | `etcd-tls` | no | TLS to etcd |
 //! | `http` | yes | the JSON API, metrics, and the server that the agent runs |

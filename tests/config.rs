@@ -67,6 +67,7 @@ http: { listen: 127.0.0.1:8080, admin_token_file: "" }
 
 /// Whether etcd is in this build.
 const ETCD: bool = cfg!(feature = "etcd");
+const CONSUL_TLS: bool = cfg!(feature = "consul-tls");
 
 /// A directory with one file in it.
 fn written(name: &str, text: &str) -> (TempDir, PathBuf) {
@@ -305,7 +306,13 @@ fn combinations_that_cannot_work_are_refused() {
         (vec!["kv.store=etcd", "kv.etcd.password=x"], if ETCD { "kv.etcd.username" } else { "kv.store" }),
         (vec!["kv.store=etcd", "kv.etcd.tls_key_path=x"], if ETCD { "kv.etcd.tls_key_path" } else { "kv.store" }),
         (vec!["kv.store=consul", "kv.consul.host=consul"], "kv.consul.host"),
-        (vec!["kv.store=consul", "kv.consul.host=https://c:1"], "kv.consul.host"),
+        // Without the feature TLS itself is refused, with it a key without its certificate.
+        (
+            vec!["kv.store=consul", "kv.consul.host=https://c:1", "kv.consul.tls_key_path=x"],
+            if CONSUL_TLS { "kv.consul.tls_key_path" } else { "kv.consul.host" },
+        ),
+        (vec!["kv.store=consul", "kv.consul.host=http://c:1", "kv.consul.tls_enabled=true"], "kv.consul.host"),
+        (vec!["kv.store=consul", "kv.consul.tls_ca_path=x"], "kv.consul.tls_enabled"),
         (vec!["kv.store=consul", "kv.consul.watch_rate_limit=-1"], "kv.consul.watch_rate_limit"),
         (vec!["kv.prefix=/x"], "kv.prefix"),
         (vec!["rings.0.name=a", "rings.0.replication_factor=0"], "rings[0].replication_factor"),

@@ -535,6 +535,26 @@ async fn an_answer_from_the_past_is_never_shown() {
 }
 
 #[tokio::test]
+async fn the_size_that_is_told_is_the_size_that_is_taken() {
+    let Some(consul) = Consul::start() else { return };
+    let store = open(config(consul.host()));
+    let of = |length: usize| {
+        let mut notes = Notes::default();
+        notes.set("a", &"x".repeat(length));
+        Value::new(notes)
+    };
+    let empty = store.size_of("key", &of(0)).unwrap();
+    assert_eq!((store.limits_values(), empty.limit), (true, VALUE_LIMIT));
+    let largest = empty.limit - empty.size;
+    let fits = store.size_of("key", &of(largest)).unwrap();
+    assert_eq!((fits.size, fits.is_over(), fits.is_near()), (VALUE_LIMIT, false, true));
+    store.join("key", of(largest)).await.unwrap();
+    assert!(store.size_of("key", &of(largest + 1)).unwrap().is_over());
+    let refused = store.join("other", of(largest + 1)).await;
+    assert!(matches!(refused, Err(StoreError::TooLarge { size, .. }) if size == VALUE_LIMIT + 1), "{refused:?}");
+}
+
+#[tokio::test]
 async fn a_dropped_watch_ends_its_task() {
     let Some(consul) = Consul::start() else { return };
     let codecs = codecs();
@@ -598,6 +618,8 @@ fn settings_that_cannot_work_are_refused_at_once() {
     let bad = [
         ConsulConfig { host: String::new(), ..ConsulConfig::default() },
         ConsulConfig { host: "user@host:8500".to_owned(), ..ConsulConfig::default() },
+        // Without the feature there is no TLS; with it the scheme asks for it.
+        #[cfg(not(feature = "consul-tls"))]
         ConsulConfig { host: "https://host:8500".to_owned(), ..ConsulConfig::default() },
         ConsulConfig { host: "host:8500/v1".to_owned(), ..ConsulConfig::default() },
         ConsulConfig { host: "host:99999".to_owned(), ..ConsulConfig::default() },

@@ -534,6 +534,33 @@ async fn tls_is_proven_both_ways_and_strangers_get_nowhere() {
 }
 
 #[tokio::test]
+async fn the_size_that_is_told_is_the_size_that_is_taken() {
+    let Some(etcd) = Etcd::start_with("etcd-3.5", &["--max-request-bytes=600000".to_owned()]) else { return };
+    let of = |length: usize| {
+        let mut notes = Notes::default();
+        notes.set("a", &"x".repeat(length));
+        Value::new(notes)
+    };
+    // Both the usual limit of another server and the lower one of this, each told to the client.
+    for (limit, room) in [(600_000, 590_000), (300_000, 290_000)] {
+        let store = open(EtcdConfig { max_request_bytes: limit, ..config(etcd.host()) });
+        assert!(store.limits_values());
+        let empty = store.size_of("key", &of(0)).unwrap();
+        let largest = empty.limit - empty.size - 8;
+        assert!(largest > room, "{empty:?}");
+        let fits = store.size_of("key", &of(largest)).unwrap();
+        assert!(!fits.is_over() && fits.is_near(), "{fits:?}");
+        store.join("key", of(largest)).await.unwrap();
+        assert_eq!(etcd.bytes("key").unwrap().0.len(), fits.size, "as it is stored");
+        etcd.delete("key");
+        let over = store.size_of("key", &of(largest + 100)).unwrap();
+        assert!(over.is_over(), "{over:?}");
+        let refused = store.join("key", of(largest + 100)).await;
+        assert!(matches!(refused, Err(StoreError::TooLarge { size, .. }) if size == over.size), "{refused:?}");
+    }
+}
+
+#[tokio::test]
 async fn a_dropped_watch_ends_its_task() {
     let Some(etcd) = Etcd::start() else { return };
     let codecs = codecs();

@@ -124,6 +124,11 @@ impl EventHub {
 
     pub(crate) fn publish(&self, event: NodeEvent) {
         tracing::info!(event = ?event);
+        self.pass_on(event);
+    }
+
+    /// For readers, without a line in the log: it has one already.
+    pub(crate) fn pass_on(&self, event: NodeEvent) {
         if let Some(readers) = self.0.get() {
             // That they are all gone is fine.
             let _ = readers.send(event);

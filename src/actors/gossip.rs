@@ -246,12 +246,18 @@ impl Handler<Delete> for Gossip {
 pub(crate) struct GossipClient {
     address: Addr<Gossip>,
     hub: Arc<WatchHub>,
+    contents: Contents,
     joined: watch::Receiver<Joined>,
 }
 
 impl GossipClient {
-    pub(crate) fn new(address: Addr<Gossip>, hub: Arc<WatchHub>, joined: watch::Receiver<Joined>) -> Arc<Self> {
-        Arc::new(Self { address, hub, joined })
+    pub(crate) fn new(
+        address: Addr<Gossip>,
+        hub: Arc<WatchHub>,
+        contents: Contents,
+        joined: watch::Receiver<Joined>,
+    ) -> Arc<Self> {
+        Arc::new(Self { address, hub, contents, joined })
     }
 
     /// Sends a message and, when the actor dies over it, sends it again: every operation here is safe to repeat.
@@ -315,5 +321,9 @@ impl Store for GossipClient {
 
     fn watch_prefix(&self, prefix: &str) -> Watch {
         self.hub.watch_prefix(prefix)
+    }
+
+    fn remembers_deletion(&self, key: &str) -> bool {
+        self.contents.remembers_deletion(key)
     }
 }

@@ -17,8 +17,9 @@ use super::events::{EventHub, NodeEvent};
 use super::membership::Members;
 use super::message::{drillable, message};
 use super::timer::CoreTimer;
+use super::{mirror_join, mirror_log};
 use crate::clock::Now;
-use crate::kv::{CasAction, CasFn, CasOutcome, SharedStore, StoreError, Value};
+use crate::kv::{CasAction, CasFn, CasOutcome, Codecs, SharedStore, StoreError, Value};
 use crate::migration::{
     Durable, Input, MigrationEvent, MigrationStatus, MultiConfig, MultiCore, OpEffect, OpId, OpKind, Output,
     ParityReport, RuntimeMulti, Side, Task, TaskId, TaskResult, Verdict, View,
@@ -27,6 +28,8 @@ use crate::migration::{
 /// What outlives the actor.
 pub(crate) struct MirrorParts {
     pub(crate) config: MultiConfig,
+    /// What keys are ours; codecs may be registered at any time.
+    pub(crate) codecs: Arc<Codecs>,
     pub(crate) sides: [SharedStore; 2],
     /// The members of the gossip cluster, when one of the stores is gossip.
     pub(crate) members: Option<Arc<ArcSwap<Members>>>,
@@ -70,6 +73,8 @@ struct Pending {
 pub(crate) struct Mirror {
     parts: Arc<MirrorParts>,
     core: MultiCore,
+    /// How many registrations of codecs the core knows of.
+    codecs_registered: u64,
     pending: HashMap<OpId, Pending>,
     next_op: u64,
     timer: CoreTimer,
@@ -95,12 +100,15 @@ impl Mirror {
     pub(crate) fn new(parts: Arc<MirrorParts>) -> Self {
         let durable = parts.durable.lock().unwrap_or_else(PoisonError::into_inner).clone();
         let now = Now::read();
+        let codecs_registered = parts.codecs.registered();
+        let config = MultiConfig { prefixes: parts.codecs.prefixes(), ..parts.config.clone() };
         let core = match durable {
-            Some(durable) => MultiCore::resume(parts.config.clone(), durable, now),
-            None => MultiCore::new(parts.config.clone(), now),
+            Some(durable) => MultiCore::resume(config, durable, now),
+            None => MultiCore::new(config, now),
         };
         Self {
             parts,
+            codecs_registered,
             core,
             pending: HashMap::new(),
             next_op: 0,
@@ -124,6 +132,7 @@ impl Mirror {
     }
 
     fn input(&mut self, input: Input, ctx: &mut Context<Self>) {
+        self.look_at_codecs();
         self.core.handle(Now::read(), input);
         self.pump(ctx);
     }
@@ -162,6 +171,14 @@ impl Mirror {
             self.publish_status();
         }
         self.set_timer(ctx);
+    }
+
+    /// Tells the core of prefixes that came, before anything that could be about their keys.
+    fn look_at_codecs(&mut self) {
+        let registered = self.parts.codecs.registered();
+        if std::mem::replace(&mut self.codecs_registered, registered) != registered {
+            self.core.handle(Now::read(), Input::Prefixes(self.parts.codecs.prefixes()));
+        }
     }
 
     fn count_members(&mut self, ctx: &mut Context<Self>) {
@@ -232,13 +249,14 @@ impl Mirror {
     }
 
     fn task(&mut self, id: TaskId, side: Side, task: Task, ctx: &mut Context<Self>) {
-        let store = self.parts.side(side);
+        let (store, source) = (self.parts.side(side), self.parts.side(side.other()));
         let (kind, patience) = (store.kind(), self.parts.config.patience());
         let work = async move {
             let io = async {
                 Ok(match task {
                     Task::Join { key, delta } => {
-                        store.join(&key, delta).await?;
+                        // The questions must leave time for the write.
+                        mirror_join::join(&*store, &*source, &key, delta, patience / 3).await?;
                         TaskResult::Done
                     }
                     Task::Delete { key } => {
@@ -259,10 +277,11 @@ impl Mirror {
     }
 
     fn tell(&self, event: MigrationEvent) {
-        if let MigrationEvent::Flipped { from, to, took } = &event {
-            self.parts.events.publish(NodeEvent::Flipped { from: *from, to: *to, took: *took });
+        mirror_log::log(&event);
+        if let MigrationEvent::Flipped { from, to, took, .. } = &event {
+            self.parts.events.pass_on(NodeEvent::Flipped { from: *from, to: *to, took: *took });
         }
-        self.parts.events.publish(NodeEvent::Migration { what: describe(&event) });
+        self.parts.events.pass_on(NodeEvent::Migration { what: mirror_log::describe(&event) });
     }
 
     fn set_timer(&mut self, ctx: &mut Context<Self>) {
@@ -270,30 +289,6 @@ impl Mirror {
             this.timer.fired();
             this.input(Input::Tick, ctx);
         });
-    }
-}
-
-/// A step of a migration, in words.
-fn describe(event: &MigrationEvent) -> String {
-    match event {
-        MigrationEvent::MirrorEnabled => "mirroring is on".to_owned(),
-        MigrationEvent::MirrorDisabled => "mirroring is off".to_owned(),
-        MigrationEvent::BackfillStarted => "bringing the other store up to date".to_owned(),
-        MigrationEvent::BackfillFinished { keys, joined } => {
-            format!("the other store is up to date: {keys} keys read, {joined} joined, all verified")
-        }
-        MigrationEvent::FlipStarted { from, to } => format!("flip from {from} to {to} begins"),
-        MigrationEvent::FlipDelayed { to, reason } => format!("flip to {to} waits: {reason}"),
-        MigrationEvent::FlipRefused { reason } => format!("flip refused: {reason}"),
-        MigrationEvent::FlipCancelled { stays } => format!("flip called off, {stays} stays primary"),
-        MigrationEvent::Flipped { from, to, took } => format!("flipped from {from} to {to} in {took:?}"),
-        MigrationEvent::RuntimeRefused { reason } => format!("runtime config refused: {reason}"),
-        MigrationEvent::ParityReached { store } => format!("{store} has all that this node was shown"),
-        MigrationEvent::ParityLost { store, ownership_delta } => {
-            format!("{store} lacks something: a flip would move {:.2} % of the ring", 100.0 * ownership_delta)
-        }
-        MigrationEvent::OutboxDrained { store } => format!("{store} has everything"),
-        MigrationEvent::ShutdownDrained { left } => format!("outbox drained for shutdown, {left} keys left"),
     }
 }
 
@@ -346,6 +341,8 @@ impl Actor for Mirror {
     fn started(&mut self, ctx: &mut Self::Context) {
         ctx.run_interval(STATUS_PERIOD, |this, ctx| {
             this.count_members(ctx);
+            // Also when nothing else happens: codecs come, and what was told changes with time.
+            this.input(Input::Tick, ctx);
             this.publish_status();
         });
         self.pump(ctx);

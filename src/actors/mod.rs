@@ -24,6 +24,8 @@ pub mod keys;
 pub mod membership;
 pub mod message;
 pub(crate) mod mirror;
+mod mirror_join;
+mod mirror_log;
 pub(crate) mod multi;
 pub(crate) mod ring_keeper;
 pub(crate) mod seeds;

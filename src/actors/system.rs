@@ -36,7 +36,7 @@ use crate::config::runtime::RuntimeLoader;
 use crate::config::{Config, KvStore, RingConfig};
 use crate::kv::gossip::Contents;
 use crate::kv::{Codecs, LwwMap, SharedStore, StoreKind};
-use crate::migration::MultiConfig;
+use crate::migration::{MultiConfig, Sizer};
 use crate::ring::RingRules;
 use crate::stores::memory::Memory;
 use crate::swim::SwimConfig;
@@ -389,6 +389,7 @@ fn start_mirror(
         prefixes: codecs.prefixes(),
         wait_for_runtime: !config.runtime_config.file.is_empty(),
         seed: rand::random(),
+        sizer: sizer(&sides),
         tombstone_ttl: config.memberlist.left_ingesters_timeout,
         require_parity: config.migration.require_parity,
         teardown: config.migration.teardown,
@@ -402,6 +403,7 @@ fn start_mirror(
         views: watch::Sender::new(Mirror::first_view(&settings)),
         status: ArcSwap::from_pointee(Mirror::first_status(&settings)),
         config: settings,
+        codecs: codecs.clone(),
         sides,
         members,
         events: events.clone(),
@@ -412,6 +414,13 @@ fn start_mirror(
     let mirror = spawner.spawn("mirror", Mirror::new(parts.clone()));
     let _ = parts.address.set(mirror.clone());
     Ok((MultiStore::new(parts.clone(), mirror), parts))
+}
+
+/// How large values would be in each of two stores.
+fn sizer(sides: &[SharedStore; 2]) -> Sizer {
+    let limited = [sides[0].limits_values(), sides[1].limits_values()];
+    let sides = sides.clone();
+    Sizer::new(limited, move |side, key, value| sides[side.index()].size_of(key, value))
 }
 
 fn start_config_watcher(

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use super::units::{self, Secret};
+use super::units::{self, ByteSize, Secret};
 
 /// Which store holds the rings.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -99,7 +99,7 @@ impl KvConfig {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct ConsulConfig {
-    /// host:port of Consul's HTTP interface.
+    /// host:port of Consul's HTTP interface. https:// before them asks for TLS.
     pub host: String,
     /// Token sent to Consul.
     pub acl_token: Secret,
@@ -109,6 +109,26 @@ pub struct ConsulConfig {
     pub watch_rate_limit: f64,
     /// Watch requests that may exceed the rate for a moment.
     pub watch_burst_size: u32,
+    /// Use TLS to Consul, as https:// in host does. Needs a program built with the feature consul-tls.
+    pub tls_enabled: bool,
+    /// Our certificate, where Consul wants one, PEM.
+    pub tls_cert_path: String,
+    /// Private key of that certificate, PEM.
+    pub tls_key_path: String,
+    /// Authorities that sign Consul's certificates, PEM. Empty: those of the system.
+    pub tls_ca_path: String,
+    /// Name expected in Consul's certificates, such as server.dc1.consul. Empty: the host.
+    pub tls_server_name: String,
+    /// Accept any certificate of Consul: whoever can redirect the connection reads the token and writes the ring.
+    pub tls_insecure_skip_verify: bool,
+}
+
+impl ConsulConfig {
+    /// Whether connections to Consul use TLS.
+    #[must_use]
+    pub fn uses_tls(&self) -> bool {
+        self.tls_enabled || self.host.starts_with("https://")
+    }
 }
 
 impl Default for ConsulConfig {
@@ -119,6 +139,12 @@ impl Default for ConsulConfig {
             consistent_reads: false,
             watch_rate_limit: 1.0,
             watch_burst_size: 1,
+            tls_enabled: false,
+            tls_cert_path: String::new(),
+            tls_key_path: String::new(),
+            tls_ca_path: String::new(),
+            tls_server_name: String::new(),
+            tls_insecure_skip_verify: false,
         }
     }
 }
@@ -149,6 +175,8 @@ pub struct EtcdConfig {
     pub dial_timeout: Duration,
     /// Attempts of one compare-and-swap at etcd; 0 counts as 1.
     pub max_retries: u32,
+    /// Largest request that the servers take, their --max-request-bytes. A value must be a little smaller.
+    pub max_request_bytes: ByteSize,
 }
 
 impl Default for EtcdConfig {
@@ -164,6 +192,7 @@ impl Default for EtcdConfig {
             tls_server_name: String::new(),
             dial_timeout: Duration::from_secs(10),
             max_retries: 10,
+            max_request_bytes: ByteSize(3 * 512 * 1024),
         }
     }
 }

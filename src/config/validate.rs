@@ -10,7 +10,7 @@ use base64::engine::general_purpose::STANDARD;
 use super::error::Problem;
 use super::memberlist::TransportKind;
 use super::rings::{MergeStrategy, TokenStrategy};
-use super::{Config, EtcdConfig, KvStore, MemberlistConfig, Networks, RingConfig};
+use super::{Config, ConsulConfig, EtcdConfig, KvStore, MemberlistConfig, Networks, RingConfig};
 
 /// Longest name and label that fit the wire.
 const MAX_NAME_BYTES: usize = 255;
@@ -225,12 +225,7 @@ fn kv(config: &Config, found: &mut Problems) {
         }
     }
     if kv.stores().contains(&KvStore::Consul) {
-        let host = kv.consul.host.strip_prefix("http://").unwrap_or(&kv.consul.host);
-        if host.starts_with("https://") {
-            found.add("kv.consul.host", "TLS to Consul is not available; name a local agent by host:port");
-        } else if !is_host_port(host) {
-            found.add("kv.consul.host", format!("`{}` is not host:port", kv.consul.host));
-        }
+        consul(&kv.consul, found);
         found.check(
             kv.consul.watch_rate_limit.is_finite() && kv.consul.watch_rate_limit >= 0.0,
             "kv.consul.watch_rate_limit",
@@ -238,6 +233,28 @@ fn kv(config: &Config, found: &mut Problems) {
         );
     }
     found.check(!kv.prefix.starts_with('/'), "kv.prefix", "must not begin with a slash, Consul refuses such keys");
+}
+
+fn consul(consul: &ConsulConfig, found: &mut Problems) {
+    let tls = consul.uses_tls();
+    let scheme = if tls { "https://" } else { "http://" };
+    if !is_host_port(consul.host.strip_prefix(scheme).unwrap_or(&consul.host)) {
+        found.add("kv.consul.host", format!("`{}` is not host:port", consul.host));
+    }
+    if tls {
+        found.check(
+            cfg!(feature = "consul-tls"),
+            if consul.tls_enabled { "kv.consul.tls_enabled" } else { "kv.consul.host" },
+            "asks for TLS and needs a program that was built with the crate's feature `consul-tls`",
+        );
+    } else if [&consul.tls_ca_path, &consul.tls_cert_path, &consul.tls_server_name].iter().any(|set| !set.is_empty()) {
+        found.add("kv.consul.tls_enabled", "is false although there are TLS settings; set it, or https:// in the host");
+    }
+    found.check(
+        consul.tls_cert_path.is_empty() == consul.tls_key_path.is_empty(),
+        "kv.consul.tls_key_path",
+        "and kv.consul.tls_cert_path belong together; set both or neither",
+    );
 }
 
 fn etcd(key: &str, etcd: &EtcdConfig, found: &mut Problems) {
@@ -256,6 +273,11 @@ fn etcd(key: &str, etcd: &EtcdConfig, found: &mut Problems) {
         !etcd.username.is_empty() || etcd.password.expose().is_empty(),
         "kv.etcd.username",
         "is empty although there is a password",
+    );
+    found.check(
+        (1024..=16 * 1024 * 1024).contains(&etcd.max_request_bytes.0),
+        "kv.etcd.max_request_bytes",
+        "must be between 1KiB and 16MiB",
     );
     found.check(!etcd.dial_timeout.is_zero(), "kv.etcd.dial_timeout", "must be longer than zero");
     if etcd.tls_enabled {

@@ -120,7 +120,7 @@ impl From<StoreError> for Refusal {
             StoreError::TooLarge { .. } => 413,
             StoreError::Conflict { .. } | StoreError::Aborted(_) => 409,
             StoreError::Decode { .. } | StoreError::Type { .. } => 422,
-            StoreError::NoCodec { .. } => 404,
+            StoreError::NoCodec { .. } | StoreError::Absent { .. } => 404,
         };
         Self::new(status, error.to_string())
     }

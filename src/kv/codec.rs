@@ -1,5 +1,6 @@
 //! Codecs: how a value becomes the bytes that a store or a peer keeps, and which codec belongs to which key.
 
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, RwLock};
 
 use super::admission::{Admitted, Known};
@@ -87,6 +88,7 @@ impl CodecError {
 #[derive(Default)]
 pub struct Codecs {
     routes: RwLock<Vec<(String, Arc<dyn Codec>)>>,
+    registered: AtomicU64,
 }
 
 impl Codecs {
@@ -97,6 +99,7 @@ impl Codecs {
         routes.retain(|(known, _)| known != prefix);
         routes.push((prefix.to_owned(), codec));
         routes.sort_by(|a, b| b.0.len().cmp(&a.0.len()).then_with(|| a.0.cmp(&b.0)));
+        self.registered.fetch_add(1, Ordering::Release);
     }
 
     /// The codec for a key.
@@ -110,6 +113,11 @@ impl Codecs {
     #[must_use]
     pub fn for_key_and_id(&self, key: &str, id: &str) -> Option<Arc<dyn Codec>> {
         self.for_key(key).filter(|codec| codec.id() == id)
+    }
+
+    /// How many times a codec was registered: whoever follows the prefixes sees by it that they may have changed.
+    pub(crate) fn registered(&self) -> u64 {
+        self.registered.load(Ordering::Acquire)
     }
 
     /// All registered prefixes: the part of a shared store that is ours.

@@ -23,7 +23,7 @@ pub use gossip::{GossipConfig, GossipStore};
 pub use lww::{LwwMap, LwwValue};
 pub use store::{
     BoxFuture, CasAction, CasFn, CasOutcome, Entry, KeyChange, SharedStore, Store, StoreError, StoreKind, UnknownStore,
-    Watch,
+    ValueSize, Watch,
 };
 pub use typed::Kv;
 pub use value::{Joined, Mergeable, TypeMismatch, Value};

@@ -69,6 +69,29 @@ pub struct KeyChange {
 /// entry). Changes that come faster than they are read are coalesced to the latest. It ends only when the store closes.
 pub type Watch = Pin<Box<dyn Stream<Item = KeyChange> + Send>>;
 
+/// How much room a value takes in a store.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ValueSize {
+    /// Bytes of the value as the store keeps it.
+    pub size: usize,
+    /// The most that the store takes for this key, in bytes.
+    pub limit: usize,
+}
+
+impl ValueSize {
+    /// Whether the store would refuse it.
+    #[must_use]
+    pub const fn is_over(&self) -> bool {
+        self.size > self.limit
+    }
+
+    /// Whether it has more than 80 % of what the store takes.
+    #[must_use]
+    pub const fn is_near(&self) -> bool {
+        self.size > self.limit / 5 * 4
+    }
+}
+
 /// A key-value store of mergeable values.
 ///
 /// Every operation may be cancelled by dropping its future; a dropped write may or may not have happened.
@@ -96,6 +119,25 @@ pub trait Store: Send + Sync + 'static {
 
     /// Watches all keys under a prefix.
     fn watch_prefix(&self, prefix: &str) -> Watch;
+
+    /// Whether this store takes values up to a limit that a ring could reach. Default: no.
+    fn limits_values(&self) -> bool {
+        false
+    }
+
+    /// How large `value` would be here, encoded as it would be written, and how large it may be. Asks nobody.
+    /// `None`, the default, when there is no such limit, or no codec for the key.
+    fn size_of(&self, key: &str, value: &Value) -> Option<ValueSize> {
+        let _ = (key, value);
+        None
+    }
+
+    /// Whether the store remembers that this key was deleted, so that what still comes of it is a leftover. Stores
+    /// that keep no tombstones of keys, the default, say no.
+    fn remembers_deletion(&self, key: &str) -> bool {
+        let _ = key;
+        false
+    }
 }
 
 /// A store that many parts share.
@@ -188,6 +230,13 @@ pub enum StoreError {
         size: usize,
         /// The store's limit.
         limit: usize,
+    },
+    /// The key is not there, nor in the store that it would be brought from: somebody deleted it, and it is not created
+    /// again by what had waited. Only a mirror that writes what another store has ends so.
+    #[error("key {key:?} was deleted")]
+    Absent {
+        /// Which key.
+        key: String,
     },
     /// Others wrote in between each time. Try again.
     #[error("compare-and-swap of key {key:?} lost against other writers {attempts} times")]

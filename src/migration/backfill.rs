@@ -7,12 +7,13 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use super::config::Side;
 use super::core::{Job, MultiCore};
 use super::message::{MigrationEvent, Task, TaskResult};
 use super::outbox::{Backoff as _, Reason};
+use super::sizes::{self, LargeValue};
 use super::status::BackfillStatus;
 use crate::clock::Now;
 use crate::kv::{StoreError, Value};
@@ -27,12 +28,18 @@ pub(super) struct Backfill {
     full: bool,
     /// Whether a key is read back after it was sent.
     verify: bool,
+    /// After a flip: how long a key that only the new primary has must have been there before it is created in the old
+    /// one. The old one was written first until now, so what it lacks was deleted there, or is on its way to it from
+    /// the node that wrote it; its deletion may still be on its way to the new one.
+    settle: Option<Duration>,
     /// Prefixes to list, and whether a listing is in flight.
     prefixes: BTreeMap<String, bool>,
     keys: BTreeMap<Arc<str>, Step>,
     found: usize,
     done: usize,
     joined: usize,
+    /// Keys that the other store does not take.
+    too_large: BTreeMap<Arc<str>, LargeValue>,
     in_flight: usize,
     failures: u32,
     retry_at: Option<Instant>,
@@ -42,6 +49,14 @@ pub(super) struct Backfill {
 struct Step {
     at: At,
     counted: bool,
+    /// Not looked at again before this.
+    waits: Option<Instant>,
+}
+
+impl Step {
+    const fn new() -> Self {
+        Self { at: At::Read, counted: false, waits: None }
+    }
 }
 
 #[derive(Debug)]
@@ -59,15 +74,17 @@ enum At {
 }
 
 impl Backfill {
-    fn new(full: bool, verify: bool, prefixes: impl IntoIterator<Item = String>) -> Self {
+    fn new(full: bool, verify: bool, settle: Option<Duration>, prefixes: impl IntoIterator<Item = String>) -> Self {
         Self {
             full,
             verify,
+            settle,
             prefixes: prefixes.into_iter().map(|prefix| (prefix, false)).collect(),
             keys: BTreeMap::new(),
             found: 0,
             done: 0,
             joined: 0,
+            too_large: BTreeMap::new(),
             in_flight: 0,
             failures: 0,
             retry_at: None,
@@ -76,7 +93,7 @@ impl Backfill {
 
     /// The key has to be read (again).
     pub(super) fn read(&mut self, key: Arc<str>) {
-        if self.keys.insert(key, Step { at: At::Read, counted: false }).is_none() {
+        if self.keys.insert(key, Step::new()).is_none() {
             self.found += 1;
         }
     }
@@ -100,7 +117,8 @@ impl Backfill {
     }
 
     pub(super) fn next_deadline(&self, now: Instant) -> Option<Instant> {
-        self.retry_at.filter(|at| *at > now)
+        let waiting = self.keys.values().filter_map(|step| step.waits);
+        self.retry_at.into_iter().chain(waiting).filter(|at| *at > now).min()
     }
 
     fn finished(&self) -> bool {
@@ -108,12 +126,14 @@ impl Backfill {
     }
 
     /// The next thing to do and on which side, marked as in flight.
-    fn next(&mut self, primary: Side) -> Option<(Job, Side, Task)> {
+    fn next(&mut self, primary: Side, now: Instant) -> Option<(Job, Side, Task)> {
         if let Some((prefix, listing)) = self.prefixes.iter_mut().find(|(_, listing)| !**listing) {
             *listing = true;
             return Some((Job::List(prefix.clone()), primary, Task::List { prefix: prefix.clone() }));
         }
-        let (key, step) = self.keys.iter_mut().find(|(_, step)| matches!(step.at, At::Read | At::Check(_)))?;
+        let ready =
+            |step: &Step| matches!(step.at, At::Read | At::Check(_)) && step.waits.is_none_or(|until| until <= now);
+        let (key, step) = self.keys.iter_mut().find(|(_, step)| ready(step))?;
         let get = Task::Get { key: key.clone() };
         Some(match std::mem::replace(&mut step.at, At::Reading) {
             At::Check(value) => {
@@ -141,7 +161,19 @@ impl Backfill {
                     };
                 }
             }
-            Job::Flush { .. } | Job::Survey | Job::ParityList | Job::ParityRead(..) => {}
+            Job::Flush { .. }
+            | Job::Survey
+            | Job::SizeList
+            | Job::SizeRead(_)
+            | Job::ParityList
+            | Job::ParityRead(..) => {}
+        }
+    }
+
+    /// The other store does not take this key: the run goes on without it, and does not count as verified.
+    pub(super) fn give_up(&mut self, key: &Arc<str>, value: LargeValue) {
+        if self.keys.remove(key).is_some() {
+            self.too_large.insert(key.clone(), value);
         }
     }
 
@@ -155,8 +187,19 @@ impl Backfill {
 impl MultiCore {
     /// Copies everything (again): mirroring was turned on, its direction changed, or the actor was restarted.
     pub(super) fn start_backfill(&mut self) {
+        self.begin_backfill(None);
+    }
+
+    /// Copies everything back into the store that was primary until now.
+    pub(super) fn start_backfill_after_flip(&mut self) {
+        // By then every node has tried again to send what waits in its outbox.
+        self.begin_backfill(Some(self.config.retry_max + self.config.patience()));
+    }
+
+    fn begin_backfill(&mut self, settle: Option<Duration>) {
         self.cancel_backfill();
-        self.backfill = Some(Backfill::new(true, self.config.verify_backfill, self.config.prefixes.iter().cloned()));
+        let prefixes = self.config.prefixes.iter().cloned();
+        self.backfill = Some(Backfill::new(true, self.config.verify_backfill, settle, prefixes));
         self.event(MigrationEvent::BackfillStarted);
     }
 
@@ -171,13 +214,19 @@ impl MultiCore {
     pub(super) fn recheck(&mut self, key: &Arc<str>) {
         if self.durable.mirror {
             let verify = self.config.verify_backfill;
-            self.backfill.get_or_insert_with(|| Backfill::new(false, verify, [])).read(key.clone());
+            self.backfill.get_or_insert_with(|| Backfill::new(false, verify, None, [])).read(key.clone());
         }
     }
 
     pub(super) fn backfill_status(&self) -> BackfillStatus {
         match &self.backfill {
-            Some(run) if run.full => BackfillStatus { running: true, keys: run.found, done: run.done, verified: false },
+            Some(run) if run.full => BackfillStatus {
+                running: true,
+                keys: run.found,
+                done: run.done,
+                too_large: run.too_large.len(),
+                verified: false,
+            },
             _ => self.backfilled,
         }
     }
@@ -187,10 +236,19 @@ impl MultiCore {
         while let Some(run) = self.backfill.as_mut() {
             if run.finished() {
                 let Some(run) = self.backfill.take() else { return };
+                let (keys, done, joined, too_large) = (run.found, run.done, run.joined, run.too_large.len());
                 if run.full {
-                    let verified = self.config.verify_backfill;
-                    self.backfilled = BackfillStatus { running: false, keys: run.found, done: run.done, verified };
-                    self.event(MigrationEvent::BackfillFinished { keys: run.found, joined: run.joined });
+                    let verified = self.config.verify_backfill && too_large == 0;
+                    self.backfilled = BackfillStatus { running: false, keys, done, too_large, verified };
+                    self.event(match too_large {
+                        0 => MigrationEvent::BackfillFinished { keys, joined },
+                        _ => MigrationEvent::BackfillIncomplete {
+                            store: self.config.kind(self.durable.primary.other()),
+                            keys,
+                            done,
+                            too_large: sizes::named(&run.too_large.into_values().collect::<Vec<_>>()),
+                        },
+                    });
                     self.compare_soon(now);
                 }
                 return;
@@ -199,7 +257,7 @@ impl MultiCore {
             if run.in_flight >= limit || run.retry_at.is_some_and(|at| at > now.mono) {
                 return;
             }
-            let Some((job, side, task)) = run.next(self.durable.primary) else { return };
+            let Some((job, side, task)) = run.next(self.durable.primary, now.mono) else { return };
             run.in_flight += 1;
             self.start_task(job, side, task);
         }
@@ -249,6 +307,11 @@ impl MultiCore {
         let Some(step) = run.keys.get_mut(key) else { return };
         let At::Checking(wanted) = &step.at else { return };
         let wanted = wanted.clone();
+        if let (None, Some(settle), None) = (&found, run.settle, step.waits) {
+            // Read again before it is created: it may be gone by then.
+            *step = Step { at: At::Read, waits: Some(now.mono + settle), ..Step::new() };
+            return;
+        }
         let lacks = match &found {
             None => Some(wanted.clone()),
             #[cfg(test)]
@@ -261,11 +324,27 @@ impl MultiCore {
         match lacks {
             None => run.key_done(key),
             Some(lacks) => {
+                let all = found
+                    .and_then(|found| found.join(&wanted, now).ok())
+                    .map_or_else(|| wanted.clone(), |all| all.value);
+                if let Some(size) = self.too_large(key, &all) {
+                    let (other, of) = (self.durable.primary.other(), key.to_string());
+                    self.note_too_large(other, key, size, false);
+                    if let Some(run) = self.backfill.as_mut() {
+                        run.give_up(key, LargeValue { key: of, size: size.size, limit: size.limit });
+                    }
+                    return;
+                }
+                let mut counted = false;
+                let Some(step) = self.backfill.as_mut().and_then(|run| run.keys.get_mut(key)) else { return };
                 if !step.counted {
                     step.counted = true;
-                    run.joined += 1;
+                    counted = true;
                 }
                 step.at = At::Sending(wanted);
+                if let Some(run) = self.backfill.as_mut().filter(|_| counted) {
+                    run.joined += 1;
+                }
                 let other = self.durable.primary.other();
                 self.enqueue(other, key, &lacks, Reason::Owed, now);
             }

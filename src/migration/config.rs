@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use serde::Serialize;
 
+use super::sizes::Sizer;
 use crate::kv::StoreKind;
 use crate::ring::RingOptions;
 
@@ -50,7 +51,7 @@ pub struct MultiConfig {
     /// unanswered before the write goes to the mirror all the same, and how long an operation that began on the old
     /// primary may outlive a flip before it is run again on the new one. Default and, when zero, fallback: 2 s.
     pub mirror_timeout: Duration,
-    /// Key prefixes that a backfill copies. Default: the empty prefix, which is every key.
+    /// Key prefixes that a backfill copies. [`Input::Prefixes`](super::Input::Prefixes) changes them later. Default: the empty prefix, which is every key.
     pub prefixes: Vec<String>,
     /// Hold operations until the first runtime configuration has arrived, so that a node that starts during a migration
     /// does not write to the wrong primary. Default: no (a node without a runtime file would wait for ever).
@@ -78,6 +79,8 @@ pub struct MultiConfig {
     /// Tombstones of entries older than this are left out of what the core remembers of each key, or it would remember
     /// them for ever. Should be no shorter than that of the stores. Zero: keep all. Default: 5 min.
     pub tombstone_ttl: Duration,
+    /// How large values would be in each of the stores. Default: no store has a limit.
+    pub sizer: Sizer,
     /// Seed of the jitter. Nodes should differ. Default: 0.
     pub seed: u64,
 }
@@ -101,6 +104,7 @@ impl Default for MultiConfig {
             teardown: false,
             verify_backfill: true,
             tombstone_ttl: Duration::from_secs(300),
+            sizer: Sizer::default(),
             seed: 0,
         }
     }

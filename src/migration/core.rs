@@ -15,9 +15,11 @@ use super::message::{Input, MigrationEvent, Output, Phase, Task, TaskId, TaskRes
 use super::ops::Op;
 use super::outbox::{Backoff, Reason, Stamp, joined};
 use super::parity::{Parity, Reading};
+use super::sizes::{LargeValue, Sizes};
 use super::status::BackfillStatus;
+use super::story::Story;
 use crate::clock::Now;
-use crate::kv::{StoreError, StoreKind, Value};
+use crate::kv::{StoreError, StoreKind, Value, ValueSize};
 
 /// What a background task is for.
 #[derive(Clone, Debug)]
@@ -32,6 +34,10 @@ pub(super) enum Job {
     Check(Arc<str>),
     /// Flip: which keys the old primary has.
     Survey,
+    /// Sizes: which keys the primary has.
+    SizeList,
+    /// Sizes: what the primary has.
+    SizeRead(Arc<str>),
     /// Comparison: which keys a store has.
     ParityList,
     /// Comparison: what a store has of a key.
@@ -97,6 +103,8 @@ pub struct MultiCore {
     pub(super) backfilled: BackfillStatus,
     pub(super) flip: Option<Flip>,
     pub(super) parity: Parity,
+    pub(super) sizes: Sizes,
+    pub(super) story: Story,
     /// How many members are alive, as far as that was told.
     pub(super) members: Option<usize>,
     pub(super) published: Option<View>,
@@ -141,6 +149,8 @@ impl MultiCore {
             backfilled: BackfillStatus::default(),
             flip: None,
             parity: Parity::default(),
+            sizes: Sizes::default(),
+            story: Story::default(),
             members: None,
             published: None,
             out: VecDeque::new(),
@@ -225,6 +235,7 @@ impl MultiCore {
             Input::TaskDone { id, result } => self.task_done(now, id, result),
             Input::Delivered { key, side, value } => self.delivered(&key, side, value, now),
             Input::ParityAsked { id } => self.ask_parity(id),
+            Input::Prefixes(prefixes) => self.prefixes(now, prefixes),
             Input::Members(alive) => self.members = Some(alive),
             Input::Shutdown { drain } => self.shutdown(now, drain),
         }
@@ -246,7 +257,8 @@ impl MultiCore {
         let outboxes = self.durable.outbox.iter().filter_map(|outbox| outbox.next_deadline(reference));
         let backfill = self.backfill.iter().filter_map(|run| run.next_deadline(reference));
         let parity = self.parity_deadline(reference);
-        outboxes.chain(backfill).chain(parity).chain(self.ops_deadline()).chain(self.drain_until).min()
+        let sizes = self.sizes_deadline(reference);
+        outboxes.chain(backfill).chain(parity).chain(sizes).chain(self.ops_deadline()).chain(self.drain_until).min()
     }
 
     fn runtime(&mut self, now: Now, runtime: RuntimeMulti) {
@@ -283,6 +295,20 @@ impl MultiCore {
         if first {
             // The flip of a node that has read and written nothing went through at once, before its first operation.
             self.release_held();
+        }
+    }
+
+    /// The keys that are ours are under other prefixes than before: those that came are copied, compared and measured.
+    fn prefixes(&mut self, now: Now, prefixes: Vec<String>) {
+        let came = prefixes.iter().any(|prefix| !self.config.prefixes.contains(prefix));
+        self.config.prefixes = prefixes;
+        if !came {
+            return;
+        }
+        self.restart_sizes();
+        if self.durable.mirror {
+            self.start_backfill();
+            self.compare_soon(now);
         }
     }
 
@@ -325,14 +351,26 @@ impl MultiCore {
         let (side, key) = match job {
             Job::Flush { side, key } => (side, key),
             Job::Survey => return self.survey_done(id, result),
+            job @ (Job::SizeList | Job::SizeRead(_)) => return self.size_task_done(now, job, result),
             job @ (Job::ParityList | Job::ParityRead(..)) => return self.parity_task_done(now, job, result),
             job => return self.backfill_task_done(now, job, result),
         };
-        let error = result.err();
+        // Deleted on both sides: what waited for the key has nothing to be joined into any more.
+        let gone = matches!(result, Err(StoreError::Absent { .. }));
+        let error = result.err().filter(|_| !gone);
         let outbox = &mut self.durable.outbox[side.index()];
         let Some(flushed) = outbox.finished(&key, id, error.as_ref(), now, &mut self.backoff) else { return };
         match &error {
+            None if gone => {
+                self.durable.totals.dropped += 1;
+                self.event(MigrationEvent::DeletedKeyLeft { store: self.config.kind(side), key: key.to_string() });
+                if let Some(run) = self.backfill.as_mut() {
+                    // What was read of it does not count; it is looked at again where it should come from.
+                    run.deleted(&key);
+                }
+            }
             None => {
+                self.note_taken(side, &key);
                 self.durable.totals.mirrored += 1;
                 self.durable.totals.last_lag = Some((now.mono.saturating_duration_since(flushed.since), now.mono));
                 if flushed.recovered {
@@ -347,6 +385,14 @@ impl MultiCore {
             Some(error) => {
                 self.durable.totals.errors += 1;
                 self.durable.totals.last_error = Some(error.to_string());
+                if let StoreError::TooLarge { size, limit, .. } = *error {
+                    self.note_too_large(side, &key, ValueSize { size, limit }, true);
+                    if side != self.durable.primary
+                        && let Some(run) = self.backfill.as_mut()
+                    {
+                        run.give_up(&key, LargeValue { key: key.to_string(), size, limit });
+                    }
+                }
                 self.carry_over_failed(side, error);
             }
         }
@@ -386,6 +432,7 @@ impl MultiCore {
             // Its end may open the gate of a flip, and a flip begins another one.
             self.step_backfill(now);
             self.step_parity(now);
+            self.step_sizes(now);
         }
         self.step_flip(now);
         for side in [Side::A, Side::B] {
@@ -398,8 +445,10 @@ impl MultiCore {
         if self.drain_until.is_none() {
             self.step_backfill(now);
             self.step_parity(now);
+            self.step_sizes(now);
         }
         self.note_rollback(now);
+        self.tell_story(now);
         self.finish_shutdown(now);
     }
 

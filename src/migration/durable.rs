@@ -47,6 +47,8 @@ pub(super) struct Intent {
 pub(super) struct Totals {
     pub(super) mirrored: u64,
     pub(super) errors: u64,
+    /// Writes that were not made, because their key was deleted meanwhile.
+    pub(super) dropped: u64,
     pub(super) flips: u64,
     pub(super) last_flip_took: Option<Duration>,
     /// How long the last mirrored write waited, and when it arrived.

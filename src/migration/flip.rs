@@ -227,12 +227,19 @@ impl MultiCore {
         self.durable.totals.last_flip_took = Some(took);
         // Readers first: operations and tasks that follow belong to the new view.
         self.publish();
-        self.event(MigrationEvent::Flipped { from: self.config.kind(from), to: self.config.kind(to), took });
+        let generation = self.durable.generation;
+        self.event(MigrationEvent::Flipped {
+            from: self.config.kind(from),
+            to: self.config.kind(to),
+            took,
+            generation,
+        });
+        self.restart_sizes();
         self.ops_after_flip(now);
         self.restart_parity();
         self.durable.safe_at = Some(now.mono);
         if self.durable.mirror {
-            self.start_backfill();
+            self.start_backfill_after_flip();
         } else {
             self.cancel_backfill();
         }

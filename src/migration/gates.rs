@@ -18,12 +18,15 @@ const NOTED_EVERY: Duration = Duration::from_millis(500);
 /// One condition for a flip to the other store.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Gate {
-    /// Its name: `mirror`, `backfill`, `outbox`, `lag`, `parity`, `members`.
+    /// Its name: `mirror`, `size`, `backfill`, `outbox`, `lag`, `parity`, `members`.
     pub name: &'static str,
     /// Whether it is fulfilled.
     pub open: bool,
     /// What is so, in words.
     pub reason: String,
+    /// What will close it when it goes on like this.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub warning: Option<String>,
 }
 
 /// Whether the store that was primary before can become primary again without a loss.
@@ -65,6 +68,9 @@ impl MultiCore {
             gate("lag", self.lag_gate(now)),
             gate("parity", self.parity_gate(store, now)),
         ];
+        if let Some((state, warning)) = self.size_gate() {
+            gates.insert(1, Gate { warning, ..gate("size", state) });
+        }
         if [self.config.primary, self.config.secondary].contains(&StoreKind::Memberlist) {
             gates.push(gate("members", self.members_gate()));
         }
@@ -81,6 +87,9 @@ impl MultiCore {
         match (backfill.verified, backfill.running) {
             (true, _) => Ok(format!("{} keys verified in {store}", backfill.keys)),
             (false, true) => Err(format!("the backfill of {store} runs: {} of {} keys", backfill.done, backfill.keys)),
+            (false, false) if backfill.too_large > 0 => {
+                Err(format!("the backfill is not verified: {} keys are too large for {store}", backfill.too_large))
+            }
             (false, false) => Err("the backfill is not verified".to_owned()),
         }
     }
@@ -165,7 +174,7 @@ impl MultiCore {
 
 fn gate(name: &'static str, state: Result<String, String>) -> Gate {
     match state {
-        Ok(reason) => Gate { name, open: true, reason },
-        Err(reason) => Gate { name, open: false, reason },
+        Ok(reason) => Gate { name, open: true, reason, warning: None },
+        Err(reason) => Gate { name, open: false, reason, warning: None },
     }
 }

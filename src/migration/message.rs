@@ -126,6 +126,8 @@ pub enum Input {
         /// Chosen by the actor.
         id: u64,
     },
+    /// The keys that are ours are under these prefixes now: a codec was registered.
+    Prefixes(Vec<String>),
     /// How many members of the gossip cluster are alive, this node included.
     Members(usize),
     /// Send what waits in the outbox, for at most this long.
@@ -147,7 +149,10 @@ pub enum Verdict {
 /// Work in the background.
 #[derive(Clone, Debug)]
 pub enum Task {
-    /// Join `delta` into the key.
+    /// Join `delta` into the key. Where it is not there, it is created only if the other side has it, asked now;
+    /// when that does not have it either, the task ends as [`StoreError::Absent`] and nothing is written, and likewise
+    /// when the other side cannot be asked and this one remembers that the key was deleted (then as the error of that
+    /// question).
     Join {
         /// The key.
         key: Arc<str>,
@@ -282,6 +287,76 @@ pub enum MigrationEvent {
         /// Keys of which the other store lacked something.
         joined: usize,
     },
+    /// The run is through and some keys were left out, because the other store does not take them.
+    BackfillIncomplete {
+        /// The other store.
+        store: StoreKind,
+        /// Keys looked at.
+        keys: usize,
+        /// Keys of which the other store has everything.
+        done: usize,
+        /// The ones left out, with their sizes.
+        too_large: String,
+    },
+    /// A value of the primary has more than 80 % of what the other store takes.
+    ValueLarge {
+        /// The other store.
+        store: StoreKind,
+        /// The key.
+        key: String,
+        /// Bytes it has there.
+        size: usize,
+        /// The most it may have.
+        limit: usize,
+    },
+    /// A value of the primary is larger than the other store takes.
+    ValueTooLarge {
+        /// The other store.
+        store: StoreKind,
+        /// The key.
+        key: String,
+        /// Bytes it has there.
+        size: usize,
+        /// The most it may have.
+        limit: usize,
+    },
+    /// A value that was too large is so no more.
+    ValueFits {
+        /// The other store.
+        store: StoreKind,
+        /// The key.
+        key: String,
+    },
+    /// What had waited for a store was not written: its key was deleted meanwhile.
+    DeletedKeyLeft {
+        /// The store that it waited for.
+        store: StoreKind,
+        /// The key.
+        key: String,
+    },
+    /// The phase of this node changed.
+    PhaseChanged {
+        /// Before.
+        from: Phase,
+        /// Now.
+        to: Phase,
+    },
+    /// A condition for a flip is fulfilled now, or is so no more. Told while the mirror is on or a flip waits.
+    GateChanged {
+        /// Which one.
+        gate: &'static str,
+        /// Whether it is fulfilled.
+        open: bool,
+        /// What is so, in words.
+        reason: String,
+    },
+    /// More keys wait for a store than ever before; told each time that the number has doubled.
+    OutboxHighWater {
+        /// How many.
+        keys: usize,
+        /// For how long the oldest waits.
+        oldest: Duration,
+    },
     /// The node begins to carry over what it knows.
     FlipStarted {
         /// From this store.
@@ -314,6 +389,8 @@ pub enum MigrationEvent {
         to: StoreKind,
         /// From the request to the swap.
         took: Duration,
+        /// How many flips of this node that makes.
+        generation: u64,
     },
     /// A runtime configuration was refused as a whole; nothing changed.
     RuntimeRefused {

@@ -17,6 +17,7 @@
 //! - `outbox`: what still has to go to a store, one entry a key · `backfill`: copying what nobody writes
 //! - `parity`: comparing the stores · `gates`: whether a flip is safe, and the way back
 //! - `config`, `message`, `status`: the plain data · `durable`: what outlives the actor
+//! - `sizes`: whether everything fits the other store · `story`: gates and outbox, told when they change
 //! - `read`: [`ReadJoin`], which keeps a watch from going back in time
 //!
 //! # What is promised
@@ -39,7 +40,9 @@ mod ops;
 mod outbox;
 pub mod parity;
 mod read;
+mod sizes;
 mod status;
+mod story;
 #[cfg(test)]
 mod tests;
 
@@ -52,4 +55,5 @@ pub use self::message::{
 };
 pub use self::parity::ParityReport;
 pub use self::read::{Read, ReadJoin};
+pub use self::sizes::{LargeValue, Sizer};
 pub use self::status::{BackfillStatus, MigrationStatus, ParitySummary, PendingFlip};

@@ -2,7 +2,8 @@
 //!
 //! A new δ is joined into the one that waits, so the outbox is bounded by the number of keys and never drops. At most one
 //! task is in flight for a key, so a deletion and a δ keep their order. An outage (no answer) holds back the whole outbox,
-//! and one entry after the other probes; an error of one key (too large, undecodable) holds back only that key.
+//! and one entry after the other probes; an error of one key (too large, undecodable) holds back only that key. What is
+//! too large is not tried again and again: the value has to become another one first.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -14,6 +15,9 @@ use crate::kv::{StoreError, Value};
 
 /// Tasks in flight at once while the store answers.
 const MAX_IN_FLIGHT: usize = 64;
+
+/// How long a value waits that the store has refused for its size.
+const TOO_LARGE_RETRY: Duration = Duration::from_secs(300);
 
 /// When something was put in: for the order, and for its age.
 #[derive(Clone, Copy, Debug)]
@@ -232,7 +236,12 @@ impl Outbox {
                     }
                 } else {
                     entry.failures = entry.failures.saturating_add(1);
-                    entry.retry_at = Some(now.mono + backoff.delay(entry.failures));
+                    // What is too large stays so until the value is another one, and that is looked for elsewhere.
+                    let delay = match error {
+                        StoreError::TooLarge { .. } => TOO_LARGE_RETRY,
+                        _ => backoff.delay(entry.failures),
+                    };
+                    entry.retry_at = Some(now.mono + delay);
                 }
             }
         }
@@ -254,6 +263,13 @@ impl Outbox {
     pub(super) fn retry_now(&mut self) {
         self.retry_at = None;
         for entry in Arc::make_mut(&mut self.entries).values_mut() {
+            entry.retry_at = None;
+        }
+    }
+
+    /// Ends the waiting of one key.
+    pub(super) fn retry_key_now(&mut self, key: &str) {
+        if let Some(entry) = Arc::make_mut(&mut self.entries).get_mut(key) {
             entry.retry_at = None;
         }
     }

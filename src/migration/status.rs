@@ -8,6 +8,7 @@ use super::config::Side;
 use super::core::MultiCore;
 use super::gates::{Gate, Rollback};
 use super::message::Phase;
+use super::sizes::LargeValue;
 use crate::clock::Now;
 use crate::kv::StoreKind;
 use crate::ring::Desc;
@@ -33,6 +34,8 @@ pub struct MigrationStatus {
     pub mirror_lag_ms: u64,
     /// The backfill.
     pub backfill: BackfillStatus,
+    /// Values of the primary that are near or above the limit of the other store, the worst first.
+    pub large_values: Vec<LargeValue>,
     /// A flip that was asked for and has not happened.
     pub pending_flip: Option<PendingFlip>,
     /// Operations of users that have not been answered, the held ones included.
@@ -45,6 +48,10 @@ pub struct MigrationStatus {
     pub mirrored_total: u64,
     /// Attempts that failed.
     pub mirror_errors_total: u64,
+    /// Writes that were not made, because their key was deleted meanwhile.
+    pub mirror_dropped_total: u64,
+    /// The most keys that ever waited in the outbox at once.
+    pub outbox_high_water: usize,
     /// Flips that happened.
     pub flips_total: u64,
     /// How long the last one took, from request to swap.
@@ -83,6 +90,8 @@ pub struct BackfillStatus {
     pub keys: usize,
     /// Keys of which the other store has everything.
     pub done: usize,
+    /// Keys that the other store does not take, because their values are too large for it.
+    pub too_large: usize,
     /// Whether a whole run in the present direction is through, each key read back and compared.
     pub verified: bool,
 }
@@ -115,6 +124,7 @@ impl MultiCore {
             oldest_outbox_age_ms: oldest.unwrap_or(0),
             mirror_lag_ms: u64::try_from(self.mirror_lag(now).as_millis()).unwrap_or(u64::MAX),
             backfill: self.backfill_status(),
+            large_values: self.large_values(),
             pending_flip: self.flip.as_ref().map(|flip| PendingFlip {
                 to: self.config.kind(flip.to),
                 since_ms: millis(now, flip.since),
@@ -125,6 +135,8 @@ impl MultiCore {
             waiting_for_runtime: view.waiting_for_runtime,
             mirrored_total: durable.totals.mirrored,
             mirror_errors_total: durable.totals.errors,
+            mirror_dropped_total: durable.totals.dropped,
+            outbox_high_water: self.story.high_water,
             flips_total: durable.totals.flips,
             last_flip_took_ms: durable
                 .totals

@@ -4,7 +4,9 @@ use std::sync::Arc;
 
 use tokio::runtime::Handle;
 
-use crate::kv::{BoxFuture, CasFn, CasOutcome, Entry, SharedStore, Store, StoreError, StoreKind, Value, Watch};
+use crate::kv::{
+    BoxFuture, CasFn, CasOutcome, Entry, SharedStore, Store, StoreError, StoreKind, Value, ValueSize, Watch,
+};
 
 pub(super) struct OnNode {
     inner: SharedStore,
@@ -66,5 +68,17 @@ impl Store for OnNode {
     fn watch_prefix(&self, prefix: &str) -> Watch {
         let _inside = self.handle.enter();
         self.inner.watch_prefix(prefix)
+    }
+
+    fn limits_values(&self) -> bool {
+        self.inner.limits_values()
+    }
+
+    fn size_of(&self, key: &str, value: &Value) -> Option<ValueSize> {
+        self.inner.size_of(key, value)
+    }
+
+    fn remembers_deletion(&self, key: &str) -> bool {
+        self.inner.remembers_deletion(key)
     }
 }

@@ -16,7 +16,7 @@ use crate::actors::guard::{ActorState, ChildStatus, Death};
 use crate::actors::heartbeat::OwnInstance;
 use crate::actors::system::System;
 use crate::clock::Now;
-use crate::migration::{MigrationStatus, Rollback};
+use crate::migration::{LargeValue, MigrationStatus, Rollback};
 use crate::ring::{InstanceState, Operation, Snapshot};
 use crate::transport::{CounterValues, TcpCounterValues};
 use crate::wire::message::MemberState;
@@ -376,6 +376,16 @@ fn migration(page: &mut Page, system: &System) {
     page.gauge("annulus_mirror_outbox_keys", "Keys that wait for the other store", status.outbox_len);
     #[allow(clippy::cast_precision_loss, reason = "a lag in milliseconds is far below 2^52")]
     page.seconds("annulus_mirror_lag_seconds", "How far the other store is behind", status.mirror_lag_ms as f64 / 1e3);
+    page.gauge("annulus_mirror_outbox_keys_max", "The most keys that ever waited", status.outbox_high_water);
+    let help = "Writes that were not made because their key was deleted meanwhile";
+    page.counter("annulus_mirror_writes_dropped", help, status.mirror_dropped_total);
+    let too_large = status.large_values.iter().filter(|value| value.size > value.limit).count();
+    let help = "Values of the primary that are larger than the other store takes";
+    page.gauge("annulus_mirror_values_too_large", help, too_large);
+    #[allow(clippy::cast_precision_loss, reason = "sizes are far below 2^52")]
+    let share = |value: &LargeValue| value.size as f64 / value.limit.max(1) as f64;
+    let help = "The largest value as part of what the other store takes; 0 when none has more than 0.8";
+    page.seconds("annulus_mirror_value_size_ratio", help, status.large_values.iter().map(share).fold(0.0, f64::max));
     parity(page, &status);
     shadow(page, system);
     page.counter("annulus_flips", "Flips carried out by this node", status.flips_total);

@@ -19,19 +19,23 @@
 //! ```
 
 mod client;
+mod connect;
+mod http;
 mod limit;
 #[cfg(test)]
 mod tests;
+mod tls;
 mod watch;
 
 use std::fmt;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
 use self::client::{Client, Consistency};
 use super::remote::backoff::Backoff;
-use super::remote::{Edit, Prepared, Target, Tombstones, Writers, codec_for, decode};
-use crate::kv::{BoxFuture, CasFn, CasOutcome, Codecs, Entry, Store, StoreError, StoreKind, Value, Watch};
+use super::remote::{Edit, Prepared, Target, Tombstones, Writers, codec_for, decode, stored_size};
+use crate::kv::{BoxFuture, CasFn, CasOutcome, Codecs, Entry, Store, StoreError, StoreKind, Value, ValueSize, Watch};
 
 /// The largest value that Consul takes with its default settings, in bytes.
 pub const VALUE_LIMIT: usize = 512 * 1024;
@@ -42,9 +46,12 @@ const FIRST_CAS_DELAY: Duration = Duration::from_millis(20);
 /// How to reach Consul and how to treat it.
 #[derive(Clone)]
 pub struct ConsulConfig {
-    /// Host and port of the HTTP API, without TLS. Proxies from the environment are not used.
-    /// Default: `localhost:8500`.
+    /// Host and port of the HTTP API. `https://` before them asks for TLS, as [`ConsulConfig::tls`] does. Proxies from
+    /// the environment are not used. Default: `localhost:8500`.
     pub host: String,
+    /// How to speak TLS. `None` does not, unless the host asks for it; then it is the default. Needs the feature
+    /// `consul-tls`. Default: `None`.
+    pub tls: Option<ConsulTls>,
     /// Sent as `X-Consul-Token` when not empty. Never logged. Default: empty.
     pub acl_token: String,
     /// Whether reads and watches ask the leader to confirm that it leads (`?consistent`), instead of taking any
@@ -70,10 +77,28 @@ pub struct ConsulConfig {
     pub left_timeout: Duration,
 }
 
+/// How to speak TLS with Consul. Files are PEM; they are read when the store is opened, and again for every new
+/// connection.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct ConsulTls {
+    /// Authorities that sign Consul's certificates. `None`: those of the system.
+    pub ca_path: Option<PathBuf>,
+    /// Our own certificate, where Consul wants one (`verify_incoming`).
+    pub cert_path: Option<PathBuf>,
+    /// The private key of that certificate.
+    pub key_path: Option<PathBuf>,
+    /// The name in Consul's certificate, such as `server.dc1.consul`. `None`: the host.
+    pub server_name: Option<String>,
+    /// Accept any certificate. Whoever can redirect the connection can then read the token and change the ring; said in
+    /// the log when the store is opened. Default: no.
+    pub insecure_skip_verify: bool,
+}
+
 impl Default for ConsulConfig {
     fn default() -> Self {
         Self {
             host: "localhost:8500".to_owned(),
+            tls: None,
             acl_token: String::new(),
             consistent_reads: false,
             http_client_timeout: Duration::from_secs(20),
@@ -91,6 +116,7 @@ impl fmt::Debug for ConsulConfig {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("ConsulConfig")
             .field("host", &self.host)
+            .field("tls", &self.tls)
             .field("acl_token", &if self.acl_token.is_empty() { "none" } else { "set" })
             .field("consistent_reads", &self.consistent_reads)
             .field("http_client_timeout", &self.http_client_timeout)
@@ -223,5 +249,14 @@ impl Store for ConsulStore {
 
     fn watch_prefix(&self, prefix: &str) -> Watch {
         watch::start(self.shared.clone(), Target::Prefix(prefix.into()))
+    }
+
+    fn limits_values(&self) -> bool {
+        true
+    }
+
+    fn size_of(&self, key: &str, value: &Value) -> Option<ValueSize> {
+        let size = stored_size(&self.shared.codecs, key, value, &self.shared.config.tombstones())?;
+        Some(ValueSize { size, limit: VALUE_LIMIT })
     }
 }

@@ -33,8 +33,8 @@ use std::time::Duration;
 
 use self::client::Client;
 use super::remote::backoff::Backoff;
-use super::remote::{Edit, Prepared, Target, Tombstones, Writers, codec_for, decode};
-use crate::kv::{BoxFuture, CasFn, CasOutcome, Codecs, Entry, Store, StoreError, StoreKind, Value, Watch};
+use super::remote::{Edit, Prepared, Target, Tombstones, Writers, codec_for, decode, stored_size};
+use crate::kv::{BoxFuture, CasFn, CasOutcome, Codecs, Entry, Store, StoreError, StoreKind, Value, ValueSize, Watch};
 
 /// The largest request that etcd takes with its default settings, in bytes. A value must be smaller by its key, which
 /// is sent twice, and less than 200 bytes.
@@ -61,6 +61,9 @@ pub struct EtcdConfig {
     /// How often a compare-and-swap is tried before it fails with [`StoreError::Conflict`]; 0 counts as 1.
     /// Default: 10.
     pub max_retries: u32,
+    /// The largest request that the servers take: their `--max-request-bytes`. Values are a little smaller. Default:
+    /// [`REQUEST_LIMIT`], as theirs.
+    pub max_request_bytes: usize,
     /// The longest pause before a lost compare-and-swap is tried again; the actual pause is random. Default: 1 s.
     pub cas_retry_delay: Duration,
     /// Whether tombstones are written to etcd. With `false`, removed entries are physically absent, as other programs
@@ -94,6 +97,7 @@ impl Default for EtcdConfig {
             dial_timeout: Duration::from_secs(10),
             request_timeout: Duration::from_secs(10),
             max_retries: 10,
+            max_request_bytes: REQUEST_LIMIT,
             cas_retry_delay: Duration::from_secs(1),
             keep_tombstones: false,
             left_timeout: Duration::from_secs(5 * 60),
@@ -111,6 +115,7 @@ impl fmt::Debug for EtcdConfig {
             .field("dial_timeout", &self.dial_timeout)
             .field("request_timeout", &self.request_timeout)
             .field("max_retries", &self.max_retries)
+            .field("max_request_bytes", &self.max_request_bytes)
             .field("cas_retry_delay", &self.cas_retry_delay)
             .field("keep_tombstones", &self.keep_tombstones)
             .field("left_timeout", &self.left_timeout)
@@ -223,5 +228,14 @@ impl Store for EtcdStore {
 
     fn watch_prefix(&self, prefix: &str) -> Watch {
         watch::start(self.shared.clone(), Target::Prefix(prefix.into()))
+    }
+
+    fn limits_values(&self) -> bool {
+        true
+    }
+
+    fn size_of(&self, key: &str, value: &Value) -> Option<ValueSize> {
+        let size = stored_size(&self.shared.codecs, key, value, &self.shared.config.tombstones())?;
+        Some(ValueSize { size, limit: self.shared.client.value_limit(key, size) })
     }
 }

@@ -155,6 +155,12 @@ impl Edit {
     }
 }
 
+/// Bytes that a value would have, written now.
+pub(super) fn stored_size(codecs: &Codecs, key: &str, value: &Value, tombstones: &Tombstones) -> Option<usize> {
+    let stored = tombstones.stored_form(value, Now::read());
+    codecs.for_key(key)?.encode(&stored).ok().map(|bytes| bytes.len())
+}
+
 pub(super) fn codec_for(codecs: &Codecs, key: &str) -> Result<Arc<dyn Codec>, StoreError> {
     codecs.for_key(key).ok_or_else(|| StoreError::NoCodec { key: key.to_owned() })
 }

@@ -14,8 +14,10 @@ const START_DEADLINE: Duration = Duration::from_secs(60);
 /// A running Consul (`consul agent -dev`). It keeps its data in memory, so a restart loses everything.
 pub struct Consul {
     program: PathBuf,
-    /// HTTP, server RPC, serf LAN, serf WAN.
+    /// HTTP, server RPC, serf LAN, serf WAN, and HTTPS where there are certificates.
     ports: Vec<u16>,
+    /// Its `-hcl` settings.
+    settings: Vec<String>,
     child: Child,
     log: tempfile::NamedTempFile,
 }
@@ -26,14 +28,33 @@ impl Consul {
     /// # Panics
     /// When there is a Consul and it does not start, or when there is none and everything is required.
     pub fn start() -> Option<Self> {
+        Self::start_with(&[])
+    }
+
+    /// A server that speaks HTTPS as well, with what [`certificates`] made, and there wants a certificate of its clients
+    /// if asked to. See [`Consul::https_host`].
+    ///
+    /// # Panics
+    /// As [`Consul::start`].
+    pub fn start_tls(certificates: &Path, verify_incoming: bool) -> Option<Self> {
+        let file = |name: &str, path: &str| format!("{name} = \"{}\"", certificates.join(path).display());
+        Self::start_with(&[
+            file("ca_file", "consul-agent-ca.pem"),
+            file("cert_file", "dc1-server-consul-0.pem"),
+            file("key_file", "dc1-server-consul-0-key.pem"),
+            format!("verify_incoming_https = {verify_incoming}"),
+        ])
+    }
+
+    fn start_with(settings: &[String]) -> Option<Self> {
         let Some(program) = program() else {
             skip_or_fail("there is no consul here; scripts/fetch-peers gets one");
             return None;
         };
         let mut problem = String::new();
         for _ in 0..5 {
-            let ports = PortLease::new(4).release();
-            match Self::launch(&program, ports) {
+            let ports = PortLease::new(if settings.is_empty() { 4 } else { 5 }).release();
+            match Self::launch(&program, ports, settings.to_vec()) {
                 Ok(consul) => return Some(consul),
                 Err(reason) => problem = reason,
             }
@@ -41,20 +62,22 @@ impl Consul {
         panic!("consul did not start: {problem}");
     }
 
-    fn launch(program: &Path, ports: Vec<u16>) -> Result<Self, String> {
+    fn launch(program: &Path, ports: Vec<u16>, settings: Vec<String>) -> Result<Self, String> {
         let log = tempfile::NamedTempFile::new().unwrap();
         let port = |name: &str, index: usize| format!("-{name}-port={}", ports[index]);
         let child = Command::new(program)
             .args(["agent", "-dev", "-bind=127.0.0.1", "-client=127.0.0.1", "-log-level=warn"])
             .args(["-dns-port=-1", "-grpc-port=-1", "-disable-host-node-id"])
             .args([port("http", 0), port("server", 1), port("serf-lan", 2), port("serf-wan", 3)])
+            .args(ports.get(4).map(|port| format!("-https-port={port}")))
+            .args(settings.iter().flat_map(|setting| ["-hcl", setting]))
             .env_remove("CONSUL_HTTP_TOKEN")
             .stdin(Stdio::null())
             .stdout(log.reopen().unwrap())
             .stderr(log.reopen().unwrap())
             .spawn()
             .map_err(|error| format!("{}: {error}", program.display()))?;
-        let mut consul = Self { program: program.to_owned(), ports, child, log };
+        let mut consul = Self { program: program.to_owned(), ports, settings, child, log };
         consul.wait_for_leader()?;
         Ok(consul)
     }
@@ -132,6 +155,14 @@ impl Consul {
         self.addr().to_string()
     }
 
+    /// `HOST:PORT` of the HTTPS API.
+    ///
+    /// # Panics
+    /// When it was not started with certificates.
+    pub fn https_host(&self) -> String {
+        SocketAddr::from(([127, 0, 0, 1], self.ports[4])).to_string()
+    }
+
     /// `http://HOST:PORT` of the HTTP API.
     pub fn url(&self) -> String {
         format!("http://{}", self.addr())
@@ -166,7 +197,7 @@ impl Consul {
         self.stop();
         let mut problem = String::new();
         for _ in 0..5 {
-            match Self::launch(&self.program, self.ports.clone()) {
+            match Self::launch(&self.program, self.ports.clone(), self.settings.clone()) {
                 Ok(fresh) => {
                     *self = fresh;
                     return;

@@ -173,7 +173,8 @@ pub(super) fn start_gossip(
     let _ = gossip_parts.membership.set(membership.clone());
     let _ = membership_parts.transport.set(transport);
     let _ = membership_parts.gossip.set(gossip.clone());
-    let client = GossipClient::new(gossip, hub.clone(), membership_parts.joined.subscribe());
+    let client =
+        GossipClient::new(gossip, hub.clone(), gossip_parts.contents.clone(), membership_parts.joined.subscribe());
     let joined = membership_parts.joined.subscribe();
     let contents = gossip_parts.contents.clone();
     GossipSide { client, hub, membership, transport: transport_parts, joined, contents }

@@ -37,13 +37,26 @@ fn request_timeout(config: &Config, longest: Duration) -> Duration {
     longest.min(shortest.max(SHORTEST_TIMEOUT))
 }
 
+#[cfg(any(feature = "consul", feature = "etcd"))]
+fn some(text: &str) -> Option<String> {
+    (!text.is_empty()).then(|| text.to_owned())
+}
+
 #[cfg(feature = "consul")]
 fn consul_store(config: &Config, codecs: &Arc<Codecs>, multi: bool) -> Result<SharedStore, StartError> {
-    use crate::stores::consul::{ConsulConfig, ConsulStore};
+    use crate::stores::consul::{ConsulConfig, ConsulStore, ConsulTls};
     let consul = &config.kv.consul;
     let defaults = ConsulConfig::default();
+    let tls = consul.uses_tls().then(|| ConsulTls {
+        ca_path: some(&consul.tls_ca_path).map(Into::into),
+        cert_path: some(&consul.tls_cert_path).map(Into::into),
+        key_path: some(&consul.tls_key_path).map(Into::into),
+        server_name: some(&consul.tls_server_name),
+        insecure_skip_verify: consul.tls_insecure_skip_verify,
+    });
     let settings = ConsulConfig {
         host: consul.host.clone(),
+        tls,
         acl_token: consul.acl_token.expose().to_owned(),
         consistent_reads: consul.consistent_reads,
         watch_rate_limit: consul.watch_rate_limit,
@@ -67,7 +80,6 @@ fn etcd_store(config: &Config, codecs: &Arc<Codecs>, multi: bool) -> Result<Shar
     use crate::stores::etcd::{EtcdConfig, EtcdStore, EtcdTls};
     let etcd = &config.kv.etcd;
     let defaults = EtcdConfig::default();
-    let some = |text: &str| (!text.is_empty()).then(|| text.to_owned());
     let tls = etcd.tls_enabled.then(|| EtcdTls {
         ca_path: some(&etcd.tls_ca_path).map(Into::into),
         cert_path: some(&etcd.tls_cert_path).map(Into::into),
@@ -81,6 +93,7 @@ fn etcd_store(config: &Config, codecs: &Arc<Codecs>, multi: bool) -> Result<Shar
         tls,
         dial_timeout: etcd.dial_timeout,
         max_retries: etcd.max_retries,
+        max_request_bytes: usize::try_from(etcd.max_request_bytes.0).unwrap_or(usize::MAX),
         // Two stores converge only when a removal is visible in both.
         keep_tombstones: multi,
         left_timeout: config.memberlist.left_ingesters_timeout,

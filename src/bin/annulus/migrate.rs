@@ -57,6 +57,11 @@ fn text(answer: &Value) -> String {
         for gate in items(&answer["gates"]).iter().filter(|gate| gate["open"] != true) {
             row("closed gate", format!("{}: {}", cell(&gate["name"]), cell(&gate["reason"])));
         }
+        for large in items(&answer["large_values"]) {
+            let size =
+                format!("{} of at most {} bytes in {}", large["size"], large["limit"], cell(&answer["secondary"]));
+            row("large value", format!("{}: {size}", cell(&large["key"])));
+        }
         for shadow in items(&answer["shadow_lookups"]) {
             let counts = format!("{} compared, {} mismatched", shadow["compared"], shadow["mismatched"]);
             row("shadow lookups", format!("{}: {counts}", cell(&shadow["ring"])));
@@ -89,6 +94,9 @@ fn backfill(backfill: &Value) -> String {
     match (backfill["running"] == true, backfill["verified"] == true) {
         (true, _) => format!("running, {progress}"),
         (false, true) => format!("verified, {progress}"),
+        (false, false) if backfill["too_large"].as_u64() > Some(0) => {
+            format!("NOT VERIFIED, {progress}; {} too large", backfill["too_large"])
+        }
         (false, false) => "not verified".to_owned(),
     }
 }

@@ -23,7 +23,9 @@ pub(crate) async fn run(target: &Target, output: Output) -> anyhow::Result<ExitC
         }
     }
     let in_the_way = in_the_way(&nodes, silent);
-    let answer = json!({ "safe": in_the_way.is_empty(), "in_the_way": in_the_way, "nodes": nodes });
+    let answer = json!({
+        "safe": in_the_way.is_empty(), "in_the_way": in_the_way, "warnings": warnings(&nodes), "nodes": nodes,
+    });
     output.print(&answer, || text(&answer))?;
     Ok(if in_the_way.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
@@ -66,6 +68,16 @@ fn in_the_way(nodes: &[Value], silent: Vec<String>) -> Vec<String> {
     found
 }
 
+/// What is not in the way yet and will be when it goes on like this.
+fn warnings(nodes: &[Value]) -> Vec<String> {
+    let of = |node: &Value| {
+        let name = node["node"].as_str().unwrap_or_default().to_owned();
+        let warnings = items(&node["gates"]).iter().filter_map(|gate| gate["warning"].as_str());
+        warnings.map(|warning| format!("{name}: {warning}")).collect::<Vec<_>>()
+    };
+    nodes.iter().flat_map(of).collect()
+}
+
 fn text(answer: &Value) -> String {
     let mut table = Table::new(&["NODE", "PHASE", "PRIMARY", "WOULD FLIP TO", "GATES", "ROLLBACK"]);
     for node in items(&answer["nodes"]) {
@@ -85,6 +97,9 @@ fn text(answer: &Value) -> String {
     text.push_str(if in_the_way.is_empty() { "\nsafe: nothing is in the way\n" } else { "\nNOT SAFE YET:\n" });
     for reason in in_the_way {
         text.push_str(&format!("  {}\n", escape(reason.as_str().unwrap_or_default())));
+    }
+    for warning in items(&answer["warnings"]) {
+        text.push_str(&format!("warning: {}\n", escape(warning.as_str().unwrap_or_default())));
     }
     text
 }
@@ -111,5 +126,9 @@ mod tests {
         let forgotten = [node("a", true, "consul", &["a", "b", "c"]), node("b", true, "consul", &["a", "b"])];
         assert_eq!(in_the_way(&forgotten, Vec::new()), ["not asked, though in the cluster: c"]);
         assert_eq!(in_the_way(&ready, vec!["no answer".to_owned()]), ["no answer"]);
+        assert!(warnings(&ready).is_empty());
+        let mut near = ready;
+        near[1]["gates"][0]["warning"] = json!("near the limit of consul");
+        assert_eq!(warnings(&near), ["b: near the limit of consul"]);
     }
 }

@@ -29,6 +29,12 @@ impl Contents {
         self.lock().stats
     }
 
+    /// Whether a key was deleted and is only remembered.
+    #[must_use]
+    pub fn remembers_deletion(&self, key: &str) -> bool {
+        self.lock().entries.get(key).is_some_and(|stored| stored.liveness.deleted)
+    }
+
     /// The lock is held for map operations only, never while code of a codec or a value runs: a panic there leaves
     /// the contents as they were. So a poisoned lock would be no reason for alarm.
     pub(super) fn lock(&self) -> MutexGuard<'_, State> {

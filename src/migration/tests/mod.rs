@@ -2,11 +2,13 @@
 //! `fleet`, and `scenarios`, the list of what can go wrong).
 #![allow(clippy::unwrap_used)]
 
+mod deletions;
 mod fleet;
 mod map;
 mod parity;
 mod reading;
 mod rules;
 mod scenarios;
+mod sizes;
 mod stores;
 mod world;

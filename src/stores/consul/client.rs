@@ -3,17 +3,15 @@
 //! Answers are hostile input: they are read piece by piece up to a limit, redirects are not followed, and whatever is
 //! not exactly an answer to the question is an error.
 
-use std::error::Error as _;
 use std::fmt::Write as _;
-use std::io;
 use std::time::Duration;
 
 use base64::Engine as _;
 use base64::prelude::BASE64_STANDARD;
-use reqwest::header::{HeaderMap, HeaderValue};
-use reqwest::{Method, RequestBuilder, Response, StatusCode};
+use hyper::{Method, StatusCode};
 use serde::Deserialize;
 
+use super::http::{Answer, Failed, Http};
 use super::{ConsulConfig, VALUE_LIMIT};
 use crate::kv::{StoreError, StoreKind};
 use crate::stores::remote::{Pair, Target};
@@ -53,13 +51,13 @@ pub(super) struct Block {
     pub(super) wait: Duration,
 }
 
-/// The HTTP client of one store.
+/// Where all keys are.
+const BASE: &str = "/v1/kv/";
+
+/// The client of one store.
 #[derive(Debug)]
 pub(super) struct Client {
-    http: reqwest::Client,
-    /// `http://HOST:PORT/v1/kv/`
-    base: String,
-    timeout: Duration,
+    http: Http,
 }
 
 /// Consul's JSON. Fields that nobody needs are not looked at.
@@ -74,32 +72,7 @@ struct RawPair {
 
 impl Client {
     pub(super) fn new(config: &ConsulConfig) -> Result<Self, StoreError> {
-        let host = config.host.strip_prefix("http://").unwrap_or(&config.host);
-        if host.is_empty() || host.contains(|c: char| c.is_whitespace() || "/@?#\\".contains(c)) {
-            return Err(unavailable(format!("the address must be HOST:PORT, not {:?}", config.host)));
-        }
-        let base = format!("http://{host}/v1/kv/");
-        if config.http_client_timeout.is_zero() {
-            return Err(unavailable("the HTTP client timeout must not be zero"));
-        }
-        let mut headers = HeaderMap::new();
-        if !config.acl_token.is_empty() {
-            let mut token = HeaderValue::from_str(&config.acl_token)
-                .map_err(|_| unavailable("the ACL token has characters that cannot be sent"))?;
-            token.set_sensitive(true);
-            headers.insert("X-Consul-Token", token);
-        }
-        let http = reqwest::Client::builder()
-            .default_headers(headers)
-            .redirect(reqwest::redirect::Policy::none())
-            .no_proxy()
-            .http1_only()
-            .tcp_nodelay(true)
-            .timeout(config.http_client_timeout)
-            .build()
-            .map_err(|error| unavailable(describe(&error)))?;
-        http.get(&base).build().map_err(|error| unavailable(describe(&error)))?;
-        Ok(Self { http, base, timeout: config.http_client_timeout })
+        Ok(Self { http: Http::new(config)? })
     }
 
     /// Reads a key or all keys under a prefix, at once or when something has changed.
@@ -123,7 +96,7 @@ impl Client {
             query.push(format!("index={index}&wait={}ms", wait.as_millis().max(1)));
         }
         append_query(&mut url, &query);
-        let response = self.send(self.http.get(url)).await?;
+        let response = self.send(Method::GET, &url).await?;
         let index = index_of(&response);
         if response.status() == StatusCode::NOT_FOUND {
             return Ok(Reply { index, pairs: Vec::new() });
@@ -143,7 +116,7 @@ impl Client {
         let mut query = vec!["keys".to_owned()];
         query.extend(consistency.parameter().map(str::to_owned));
         append_query(&mut url, &query);
-        let response = self.send(self.http.get(url)).await?;
+        let response = self.send(Method::GET, &url).await?;
         let index = index_of(&response);
         if response.status() == StatusCode::NOT_FOUND {
             return Ok((Vec::new(), index));
@@ -175,13 +148,13 @@ impl Client {
             return Err(too_large(VALUE_LIMIT));
         }
         let url = format!("{}?cas={index}", self.key_url("write", key)?);
-        let response = match self.http.put(url).body(value).send().await {
+        let response = match self.http.send(Method::PUT, &url, value).await {
             Ok(response) => response,
-            Err(error) if size > DRAINED_BY_SERVER && is_reset(&error) => return Err(too_large(size - 1)),
-            Err(error) => return Err(self.failed(error)),
+            Err(Failed::Reset(_)) if size > DRAINED_BY_SERVER => return Err(too_large(size - 1)),
+            Err(failed) => return Err(self.http.error(failed)),
         };
         if response.status() == StatusCode::PAYLOAD_TOO_LARGE {
-            let text = error_text(response).await;
+            let text = self.error_text(response).await;
             // "Request body(600000 bytes) too large, max size: 524288 bytes. …"
             let limit = text.split("max size: ").nth(1).and_then(|rest| rest.split(' ').next()?.parse().ok());
             return Err(too_large(limit.unwrap_or_else(|| size.saturating_sub(1))));
@@ -192,7 +165,7 @@ impl Client {
 
     /// Deletes a key, whatever its value.
     pub(super) async fn delete(&self, key: &str) -> Result<(), StoreError> {
-        let response = self.send(self.http.request(Method::DELETE, self.key_url("delete", key)?)).await?;
+        let response = self.send(Method::DELETE, &self.key_url("delete", key)?).await?;
         let response = self.check("delete", key, response).await?;
         match self.verdict(response).await? {
             true => Ok(()),
@@ -214,20 +187,20 @@ impl Client {
                 return Err(bad_key(operation, key));
             }
         }
-        Ok(format!("{}{}", self.base, escape(key)))
+        Ok(format!("{BASE}{}", escape(key)))
     }
 
-    async fn send(&self, request: RequestBuilder) -> Result<Response, StoreError> {
-        request.send().await.map_err(|error| self.failed(error))
+    async fn send(&self, method: Method, url: &str) -> Result<Answer, StoreError> {
+        self.http.send(method, url, Vec::new()).await.map_err(|failed| self.http.error(failed))
     }
 
     /// Turns every status but 200 into an error.
-    async fn check(&self, operation: &'static str, key: &str, response: Response) -> Result<Response, StoreError> {
+    async fn check(&self, operation: &'static str, key: &str, response: Answer) -> Result<Answer, StoreError> {
         let status = response.status();
         if status == StatusCode::OK {
             return Ok(response);
         }
-        let reason = format!("{status}: {}", error_text(response).await);
+        let reason = format!("{status}: {}", self.error_text(response).await);
         if status.is_client_error() && status != StatusCode::TOO_MANY_REQUESTS && status != StatusCode::REQUEST_TIMEOUT
         {
             return Err(StoreError::Refused { store: StoreKind::Consul, operation, key: key.to_owned(), reason });
@@ -235,7 +208,7 @@ impl Client {
         Err(unavailable(reason))
     }
 
-    async fn verdict(&self, response: Response) -> Result<bool, StoreError> {
+    async fn verdict(&self, response: Answer) -> Result<bool, StoreError> {
         match self.body(response, ERROR_BODY_LIMIT).await?.trim_ascii() {
             b"true" => Ok(true),
             b"false" => Ok(false),
@@ -243,13 +216,13 @@ impl Client {
         }
     }
 
-    async fn body(&self, mut response: Response, limit: usize) -> Result<Vec<u8>, StoreError> {
+    async fn body(&self, mut response: Answer, limit: usize) -> Result<Vec<u8>, StoreError> {
         let too_long = || malformed(&format!("more than {limit} bytes"));
-        if response.content_length().is_some_and(|length| length > limit as u64) {
+        if response.length().is_some_and(|length| length > limit as u64) {
             return Err(too_long());
         }
         let mut body = Vec::new();
-        while let Some(chunk) = response.chunk().await.map_err(|error| self.failed(error))? {
+        while let Some(chunk) = self.http.chunk(&mut response).await.map_err(|failed| self.http.error(failed))? {
             if body.len() + chunk.len() > limit {
                 return Err(too_long());
             }
@@ -258,12 +231,15 @@ impl Client {
         Ok(body)
     }
 
-    fn failed(&self, error: reqwest::Error) -> StoreError {
-        if error.is_timeout() {
-            StoreError::Timeout { store: StoreKind::Consul, after: self.timeout }
-        } else {
-            unavailable(describe(&error.without_url()))
+    /// The text of an error answer, shortened and safe to log.
+    async fn error_text(&self, mut response: Answer) -> String {
+        let mut text = Vec::new();
+        while text.len() < ERROR_BODY_LIMIT {
+            let Ok(Some(chunk)) = self.http.chunk(&mut response).await else { break };
+            text.extend_from_slice(&chunk);
         }
+        text.truncate(ERROR_BODY_LIMIT);
+        String::from_utf8_lossy(&text).trim().chars().map(|c| if c.is_control() { ' ' } else { c }).collect()
     }
 }
 
@@ -302,7 +278,7 @@ pub(super) fn parse_pairs(body: &[u8], target: &Target) -> Result<Vec<Pair>, Sto
         .collect()
 }
 
-fn index_of(response: &Response) -> Option<u64> {
+fn index_of(response: &Answer) -> Option<u64> {
     response.headers().get("X-Consul-Index")?.to_str().ok()?.parse().ok()
 }
 
@@ -324,39 +300,6 @@ fn append_query(url: &mut String, query: &[String]) {
         url.push('?');
         url.push_str(&query.join("&"));
     }
-}
-
-/// The text of an error answer, shortened and safe to log.
-async fn error_text(mut response: Response) -> String {
-    let mut text = Vec::new();
-    while text.len() < ERROR_BODY_LIMIT {
-        let Ok(Some(chunk)) = response.chunk().await else { break };
-        text.extend_from_slice(&chunk);
-    }
-    text.truncate(ERROR_BODY_LIMIT);
-    String::from_utf8_lossy(&text).trim().chars().map(|c| if c.is_control() { ' ' } else { c }).collect()
-}
-
-/// An error with its causes; the outermost alone ("error sending request") says nothing.
-fn describe(error: &reqwest::Error) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        let _ = write!(text, ": {error}");
-        cause = error.source();
-    }
-    text
-}
-
-fn is_reset(error: &reqwest::Error) -> bool {
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        if let Some(error) = error.downcast_ref::<io::Error>() {
-            return matches!(error.kind(), io::ErrorKind::BrokenPipe | io::ErrorKind::ConnectionReset);
-        }
-        cause = error.source();
-    }
-    false
 }
 
 fn unavailable(reason: impl Into<String>) -> StoreError {

@@ -7,13 +7,13 @@ use futures_util::{StreamExt as _, stream};
 use prost::Message as _;
 use tonic::Streaming;
 
+use super::EtcdConfig;
 use super::channel::{Call, Calls};
 use super::proto::{
     COMPARE_MOD, Compare, DeleteRangeRequest, DeleteRangeResponse, EVENT_DELETE, Event, KeyValue, PutRequest,
     RangeRequest, RangeResponse, RequestOp, ResponseHeader, TxnRequest, TxnResponse, WatchCreateRequest, WatchRequest,
     WatchResponse, path,
 };
-use super::{EtcdConfig, REQUEST_LIMIT};
 use crate::kv::{StoreError, StoreKind};
 use crate::stores::remote::{Pair, Target};
 
@@ -59,11 +59,13 @@ pub(super) enum Report {
 pub(super) struct Client {
     calls: Calls,
     overhead: usize,
+    max_request: usize,
 }
 
 impl Client {
     pub(super) fn new(config: &EtcdConfig) -> Result<Self, StoreError> {
-        Ok(Self { calls: Calls::new(config)?, overhead: REQUEST_OVERHEAD + config.username.len() })
+        let overhead = REQUEST_OVERHEAD + config.username.len();
+        Ok(Self { calls: Calls::new(config)?, overhead, max_request: config.max_request_bytes })
     }
 
     /// Reads a key or all keys under a prefix.
@@ -89,18 +91,9 @@ impl Client {
     /// revision of the write, or `None` if it was not written.
     pub(super) async fn write(&self, key: &str, value: Vec<u8>, revision: u64) -> Result<Option<u64>, StoreError> {
         let size = value.len();
-        let (bytes, _) = range_of("write", &Target::Key(key.into()))?;
-        let compare = Compare {
-            result: 0,
-            target: COMPARE_MOD,
-            key: bytes.clone(),
-            mod_revision: Some(i64::try_from(revision).map_err(|_| malformed("a revision is out of range"))?),
-        };
-        let put = RequestOp { request_put: Some(PutRequest { key: bytes, value }) };
-        let request = TxnRequest { compare: vec![compare], success: vec![put] };
-        let around = (request.encoded_len() - size).saturating_add(self.overhead);
-        if size.saturating_add(around) > REQUEST_LIMIT {
-            let limit = REQUEST_LIMIT.saturating_sub(around);
+        let request = write_request(key, value, revision)?;
+        let limit = self.limit_of(&request, size);
+        if size > limit {
             return Err(StoreError::TooLarge { store: StoreKind::Etcd, key: key.to_owned(), size, limit });
         }
         let call = Call { operation: "write", key, path: path::TXN, repeatable: false };
@@ -114,6 +107,16 @@ impl Client {
         };
         let position = position_of(answer.header)?;
         Ok(answer.succeeded.then_some(position.revision))
+    }
+
+    /// The most that a value of about this size may have.
+    pub(super) fn value_limit(&self, key: &str, size: usize) -> usize {
+        write_request(key, vec![0; size], u64::MAX >> 1).map_or(0, |request| self.limit_of(&request, size))
+    }
+
+    fn limit_of(&self, request: &TxnRequest, size: usize) -> usize {
+        let around = (request.encoded_len() - size).saturating_add(self.overhead);
+        self.max_request.saturating_sub(around)
     }
 
     /// Deletes a key, whatever its value.
@@ -158,6 +161,19 @@ impl Reports {
             Err(status) => Err(unavailable(format!("a watch broke off: {}", super::channel::describe(&status)))),
         }
     }
+}
+
+/// A write on the condition that the key's `mod_revision` is this one.
+fn write_request(key: &str, value: Vec<u8>, revision: u64) -> Result<TxnRequest, StoreError> {
+    let (bytes, _) = range_of("write", &Target::Key(key.into()))?;
+    let compare = Compare {
+        result: 0,
+        target: COMPARE_MOD,
+        key: bytes.clone(),
+        mod_revision: Some(i64::try_from(revision).map_err(|_| malformed("a revision is out of range"))?),
+    };
+    let put = RequestOp { request_put: Some(PutRequest { key: bytes, value }) };
+    Ok(TxnRequest { compare: vec![compare], success: vec![put] })
 }
 
 /// Reads etcd's answer to a read of `target`, which must not be about anything else.
