@@ -74,7 +74,7 @@ pub async fn look(slots: &[Arc<Slot>], screen: &Screen, needed: Needed) -> anyho
         tokio::time::sleep(Duration::from_millis(50)).await;
         // A node compares its stores every few seconds, and at once when it is asked.
         let waiting = slots.iter().zip(&said).filter(|(_, said)| !needed.met(said));
-        try_join_all(waiting.map(|(slot, _)| async { peer(slot)?.parity().await })).await?;
+        try_join_all(waiting.map(|(slot, _)| compare(slot, Needed::Members, deadline))).await?;
         said = ask(slots).await?;
     }
     screen.tell(&format!("gates   {}", gates(&said)));
@@ -90,11 +90,14 @@ async fn ask(slots: &[Arc<Slot>]) -> anyhow::Result<Vec<PreflightView>> {
     try_join_all(slots.iter().map(|slot| async { peer(slot)?.preflight().await })).await
 }
 
-/// Asks again while something differs that must not.
+/// Asks again while something differs that must not, and while a store is too busy to answer.
 async fn compare(slot: &Slot, needed: Needed, deadline: Instant) -> anyhow::Result<Comparison> {
     let node = peer(slot)?;
     loop {
-        let report = node.parity().await.with_context(|| slot.id.clone())?;
+        let report = match node.parity().await {
+            Err(_) if Instant::now() < deadline => continue,
+            answer => answer.with_context(|| slot.id.clone())?,
+        };
         let compared = Comparison { ownership_delta: report.ownership_delta, differing: report.differing(), report };
         let same = compared.equal() && compared.ownership_delta == 0.0;
         if same || needed == Needed::Members || Instant::now() > deadline {
