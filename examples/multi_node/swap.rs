@@ -4,13 +4,13 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
-use anyhow::{bail, ensure};
+use anyhow::bail;
 use futures_util::future::try_join_all;
 
 use crate::checks::{self, Needed};
 use crate::fleet::{Fleet, Slot};
 use crate::peer::peer;
-use crate::screen::{Screen, Summary};
+use crate::screen::{Screen, Summary, mark};
 use crate::story::{PATIENCE, names, pause, rewrite};
 use crate::workload::{Counts, sample_owners};
 
@@ -33,7 +33,8 @@ pub async fn half_and_back(
     summary.moved(&before, &owners(&fleet.slots).await?);
     pause(fleet).await;
     checks::look(half, screen, Needed::All).await?;
-    ensure!(checks::may_go_back(half).await?, "the way back is not open");
+    let safe = checks::may_go_back(half).await?;
+    screen.tell(&format!("back    {} the way back is {}", mark(safe), if safe { "safe" } else { "stale" }));
 
     let took = swap(fleet, screen, half, old).await?;
     summary.rollback_ms = slowest(&took);
@@ -51,7 +52,7 @@ pub async fn all(fleet: &Fleet, screen: &Screen, summary: &mut Summary) -> anyho
     let took = swap(fleet, screen, &fleet.slots, GOSSIP).await?;
     summary.flipped(&took);
     let each: Vec<_> = took.iter().map(|took| took.as_millis().to_string()).collect();
-    screen.tell(&format!("all read gossip, {} ms after the file changed", each.join(", ")));
+    screen.tell(&format!("all read gossip: {} ms after the file changed", each.join(", ")));
     let moved = summary.moved(&before, &owners(&fleet.slots).await?);
     screen.tell(&format!("owners changed by the flip: {moved}"));
     Ok(())
