@@ -166,8 +166,8 @@ impl ConsulStore {
             if client.write(key, bytes, index).await? {
                 // Consul does not tell the new index. Asking for it may fail, but the write has happened.
                 let at_least = reply.index.unwrap_or(0).max(index).saturating_add(1);
-                // Who joins does not compare versions afterwards, and the value would have to be read for one: a mirror
-                // would cost half as much again.
+                // Who joins does not compare versions afterwards, and asking for one is a third request: of all that
+                // mirror, with every heartbeat.
                 if matches!(edit, Edit::Join(_)) {
                     return Ok(CasOutcome::Written { delta, version: at_least });
                 }
