@@ -1,5 +1,5 @@
-//! The main job, as a user runs it: the demonstration in this process, and with five `annulus agent` processes on a
-//! real Consul. It exits 1 if anything was lost.
+//! The main job, as a user runs it: the demonstration in this process, with five `annulus agent` processes on a real
+//! Consul, and on a real etcd. It exits 1 if anything was lost.
 
 #![allow(clippy::unwrap_used)]
 
@@ -9,6 +9,7 @@ use std::path::PathBuf;
 use std::process::{Command, Output};
 
 use support::consul::Consul;
+use support::etcd::Etcd;
 
 /// The example, built by `cargo test` beside the binary.
 fn example() -> Option<PathBuf> {
@@ -38,9 +39,14 @@ fn assert_nothing_was_lost(output: &Output) {
         assert_eq!(summary[must_be_zero], 0, "{must_be_zero}: {summary}\n{stderr}");
     }
     assert_eq!((&summary["nodes"], &summary["phase"]), (&5.into(), &"done".into()));
-    for must_be_more in ["lookups", "cas", "detect_ms", "actor_restarts"] {
+    for must_be_more in ["lookups", "cas", "flip_ms_max", "rollback_ms", "detect_ms", "actor_restarts"] {
         assert!(summary[must_be_more].as_u64().unwrap() > 0, "{must_be_more}: {summary}");
     }
+    assert_eq!(summary["parity_before_flip"], true, "{summary}");
+    assert_eq!(summary["ownership_delta"].as_f64(), Some(0.0), "{summary}");
+    // One entry a key: the ring, the key that is written now, and others only while the backfill carries them.
+    let outbox = summary["outbox_max"].as_u64().unwrap();
+    assert!(outbox < summary["cas"].as_u64().unwrap() / 5, "{summary}");
 }
 
 #[test]
@@ -56,6 +62,15 @@ fn five_processes_move_their_ring_from_a_real_consul_to_gossip_and_lose_nothing(
     assert_nothing_was_lost(&output);
     let left = consul.request("GET", "/v1/kv/?keys", b"");
     assert!(!left.contains("annulus-demo"), "the demonstration cleans up after itself: {left}");
+}
+
+#[test]
+fn five_nodes_move_their_ring_from_a_real_etcd_to_gossip_and_lose_nothing() {
+    let Some(etcd) = Etcd::start() else { return };
+    let Some(output) = run(&["--old-store", &format!("etcd=http://{}", etcd.host())]) else { return };
+    assert_nothing_was_lost(&output);
+    let left = etcd.call("/v3/kv/range", &serde_json::json!({ "key": "AA==", "range_end": "AA==", "keys_only": true }));
+    assert!(left["kvs"].is_null(), "the demonstration cleans up after itself: {left}");
 }
 
 #[test]

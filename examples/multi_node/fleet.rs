@@ -106,6 +106,8 @@ pub struct Slot {
     pub run: String,
     pub id: String,
     pub zone: String,
+    /// The node's runtime file: each has one of its own, as each host of a fleet has.
+    pub runtime_file: PathBuf,
     gossip_port: u16,
     http_port: u16,
     /// The workload holds a read lock during each operation, so that whoever replaces the node waits for them.
@@ -121,7 +123,6 @@ pub struct Fleet {
     pub slots: Vec<Arc<Slot>>,
     pub timings: Timings,
     pub old: OldStore,
-    pub runtime_file: PathBuf,
     directory: tempfile::TempDir,
     memory: Memory,
     processes: bool,
@@ -135,9 +136,13 @@ impl Fleet {
         let run = format!("annulus-demo-{}-{:x}", std::process::id(), started());
         let mut slots = Vec::new();
         for number in 1..=options.nodes {
+            let id = format!("node-{number}");
+            let runtime_file = directory.path().join(format!("{id}.runtime.yaml"));
+            std::fs::write(&runtime_file, "multi_kv_config: {}\n")?;
             slots.push(Arc::new(Slot {
                 run: run.clone(),
-                id: format!("node-{number}"),
+                id,
+                runtime_file,
                 zone: format!("zone-{}", ["a", "b", "c"][usize::from(number - 1) % 3]),
                 gossip_port: free_port()?,
                 http_port: free_port()?,
@@ -147,13 +152,10 @@ impl Fleet {
                 killed: AtomicBool::new(false),
             }));
         }
-        let runtime_file = directory.path().join("runtime.yaml");
-        std::fs::write(&runtime_file, "multi_kv_config: {}\n")?;
         Ok(Self {
             slots,
             timings: Timings::of(options.fast),
             old: options.old_store.clone(),
-            runtime_file,
             directory,
             memory: Memory::new(),
             processes: options.processes,
@@ -167,11 +169,13 @@ impl Fleet {
         self.slots.iter().filter(|slot| !slot.killed.load(Ordering::Acquire)).cloned().collect()
     }
 
-    /// Rewrites the runtime file as an operator's tools do: whole, by a rename.
-    pub fn write_runtime(&self, text: &str) -> anyhow::Result<()> {
-        let temporary = self.directory.path().join("runtime.yaml.new");
-        std::fs::write(&temporary, text)?;
-        std::fs::rename(&temporary, &self.runtime_file)?;
+    /// Rewrites the runtime file of these nodes as an operator's tools do: whole, by a rename.
+    pub fn write_runtime(&self, slots: &[Arc<Slot>], text: &str) -> anyhow::Result<()> {
+        for slot in slots {
+            let temporary = slot.runtime_file.with_extension("new");
+            std::fs::write(&temporary, text)?;
+            std::fs::rename(&temporary, &slot.runtime_file)?;
+        }
         Ok(())
     }
 
@@ -258,7 +262,7 @@ impl Fleet {
             prefix = self.prefix,
             beat = millis(t.heartbeat_period),
             beat_timeout = millis(t.heartbeat_timeout),
-            runtime = self.runtime_file.display(),
+            runtime = slot.runtime_file.display(),
             reload = millis(t.reload),
             teardown = wiring == Wiring::Gossip { teardown: true },
         )

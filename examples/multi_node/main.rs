@@ -1,10 +1,11 @@
-//! Five nodes move their ring from an old store into gossip, live; then one node is killed and one actor panics.
+//! Five nodes move their ring from an old store into gossip, live, with a change of mind half way; then one node is
+//! killed and one actor panics.
 //!
 //! ```text
 //! cargo run --release --example multi_node
 //! cargo run --release --example multi_node -- --fast --output json
 //! cargo run --release --example multi_node -- --old-store consul=http://127.0.0.1:8500 --processes
-//! cargo run --release --features etcd --example multi_node -- --old-store etcd=http://127.0.0.1:2379
+//! cargo run --release --example multi_node -- --old-store etcd=http://127.0.0.1:2379
 //! ```
 //!
 //! All the time, on every node, a workload looks up owners and does compare-and-swaps; a checker remembers every write
@@ -13,6 +14,8 @@
 //! | file | what |
 //! |---|---|
 //! | `story.rs` | the walk: the five steps of the migration, the kill, the panic |
+//! | `checks.rs` | before each step: do the stores hold the same, and do the nodes say that it is safe |
+//! | `swap.rs` | step 3: half of the nodes, back again, and all of them |
 //! | `fleet.rs` | the nodes: their files, ports, starts and restarts |
 //! | `peer.rs` | one node, in this process or as an `annulus agent` of its own |
 //! | `workload.rs` | lookups, compare-and-swaps, the checker, the watch on lost instances |
@@ -20,10 +23,12 @@
 
 #![allow(unreachable_pub, reason = "a program has no outside")]
 
+mod checks;
 mod fleet;
 mod peer;
 mod screen;
 mod story;
+mod swap;
 mod workload;
 
 use std::process::ExitCode;

@@ -1,9 +1,9 @@
 //! One node, wherever it runs: in this process, or as an `annulus agent` that is asked over HTTP.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
-use std::sync::Mutex;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use annulus::clock::Now;
@@ -14,6 +14,8 @@ use annulus::{Fault, Node, Operation, key_hash};
 use anyhow::{Context, bail};
 use serde::Deserialize;
 use serde_json::{Value, json};
+
+use crate::fleet::Slot;
 
 /// The ring that the demonstration is about.
 pub const RING: &str = "ingester";
@@ -48,6 +50,63 @@ pub struct MigrationView {
 #[derive(Clone, Debug, Default, Deserialize)]
 pub struct BackfillView {
     pub verified: bool,
+}
+
+/// Whether a node may leave its primary, and whether it could come back, as the node says itself.
+#[derive(Clone, Debug, Deserialize)]
+pub struct PreflightView {
+    pub gates: Vec<GateView>,
+    pub rollback: Value,
+}
+
+#[derive(Clone, Debug, Deserialize)]
+pub struct GateView {
+    pub name: String,
+    pub open: bool,
+    pub reason: String,
+}
+
+/// How a node's two stores compare, each of them read just now.
+#[derive(Clone, Debug, Deserialize)]
+pub struct ParityView {
+    pub primary: String,
+    pub secondary: String,
+    pub keys: SidesView,
+    pub ownership_delta: f64,
+    only_primary: IdsView,
+    only_secondary: IdsView,
+    rings: BTreeMap<String, RingView>,
+    values: BTreeMap<String, Value>,
+}
+
+#[derive(Clone, Copy, Debug, Deserialize)]
+pub struct SidesView {
+    pub primary: u64,
+    pub secondary: u64,
+}
+
+#[derive(Clone, Debug, Deserialize)]
+struct IdsView {
+    count: u64,
+    ids: BTreeSet<String>,
+}
+
+#[derive(Clone, Debug, Deserialize)]
+struct RingView {
+    only_primary: IdsView,
+    only_secondary: IdsView,
+    differing: IdsView,
+}
+
+impl ParityView {
+    /// The keys that differ, each by name (of many keys that one store lacks, the report names the first).
+    pub fn differing(&self) -> BTreeSet<String> {
+        let missing = self.only_primary.ids.union(&self.only_secondary.ids).cloned();
+        let rings = self.rings.iter().filter(|(_, ring)| {
+            [&ring.only_primary, &ring.only_secondary, &ring.differing].into_iter().any(|ids| ids.count > 0)
+        });
+        missing.chain(rings.map(|(key, _)| key.clone())).chain(self.values.keys().cloned()).collect()
+    }
 }
 
 impl Peer {
@@ -150,6 +209,27 @@ impl Peer {
         })
     }
 
+    /// What the node says before a flip. Only while it has two stores.
+    pub async fn preflight(&self) -> anyhow::Result<PreflightView> {
+        Ok(match self {
+            Self::Local(node) => {
+                serde_json::from_value(serde_json::to_value(node.preflight().context("the node has one store")?)?)?
+            }
+            Self::Agent(agent) => serde_json::from_value(agent.get("/api/v1/migration/preflight").await?)?,
+        })
+    }
+
+    /// Has the node read and compare both of its stores.
+    pub async fn parity(&self) -> anyhow::Result<ParityView> {
+        Ok(match self {
+            Self::Local(node) => {
+                let report = node.parity().await.context("the node has one store")?.map_err(anyhow::Error::msg)?;
+                serde_json::from_value(serde_json::to_value(&*report)?)?
+            }
+            Self::Agent(agent) => serde_json::from_value(agent.get("/api/v1/migration/parity").await?)?,
+        })
+    }
+
     /// Restarts of all actors of this node together.
     pub async fn restarts(&self) -> anyhow::Result<u64> {
         let actors = match self {
@@ -191,6 +271,11 @@ impl Peer {
     }
 }
 
+/// The node in a slot.
+pub fn peer(slot: &Slot) -> anyhow::Result<Arc<Peer>> {
+    slot.peer.load_full().with_context(|| format!("{} is not running", slot.id))
+}
+
 /// A process of its own.
 pub struct Agent {
     child: Mutex<Option<tokio::process::Child>>,
@@ -210,7 +295,7 @@ impl Agent {
             .kill_on_drop(true)
             .spawn()
             .with_context(|| format!("cannot start {}", binary.display()))?;
-        let client = reqwest::Client::builder().timeout(Duration::from_secs(10)).no_proxy().build()?;
+        let client = reqwest::Client::builder().timeout(Duration::from_secs(30)).no_proxy().build()?;
         let agent = Self { child: Mutex::new(Some(child)), url: format!("http://127.0.0.1:{http}"), client };
         let answers = async {
             while agent.get("/actors").await.is_err() {

@@ -17,7 +17,15 @@ pub struct Summary {
     pub cas_failed: u64,
     pub owners_changed_by_flip: u64,
     pub instances_lost: u64,
+    /// Whether both stores held the same on every node, before each of the swaps.
+    pub parity_before_flip: bool,
+    /// The part of the ring, 0 to 1, that a swap would have given to others.
+    pub ownership_delta: f64,
     pub flip_ms_max: u64,
+    /// From the change of the files until the last node read the old store again.
+    pub rollback_ms: u64,
+    /// The most keys that waited for the other store on one node.
+    pub outbox_max: u64,
     pub detect_ms: u64,
     pub actor_restarts: u64,
     pub lost_writes: u64,
@@ -28,8 +36,14 @@ impl Summary {
     pub fn all_well(&self) -> bool {
         let zeros =
             [self.lookups_failed, self.cas_failed, self.owners_changed_by_flip, self.instances_lost, self.lost_writes];
-        zeros.iter().all(|count| *count == 0) && self.lookups > 0 && self.cas > 0 && self.phase == "done"
+        let same = self.parity_before_flip && self.ownership_delta == 0.0;
+        zeros.iter().all(|count| *count == 0) && same && self.lookups > 0 && self.cas > 0 && self.phase == "done"
     }
+}
+
+/// Good, or not. Coloured on a terminal.
+pub const fn mark(good: bool) -> &'static str {
+    if good { "✓" } else { "✗" }
 }
 
 /// The terminal. In JSON mode it stays silent until the end.
@@ -64,7 +78,14 @@ impl Screen {
 
     /// Something that happened.
     pub fn tell(&self, text: &str) {
-        self.line(|inner| format!("{:6.1}s  {text}", inner.started.elapsed().as_secs_f64()));
+        self.line(|inner| {
+            let line = format!("{:6.1}s  {text}", inner.started.elapsed().as_secs_f64());
+            if inner.tty {
+                line.replace(mark(true), "\x1b[32m✓\x1b[0m").replace(mark(false), "\x1b[31m✗\x1b[0m")
+            } else {
+                line
+            }
+        });
     }
 
     /// The line at the bottom: renewed in place on a terminal, one line a second elsewhere.
@@ -101,7 +122,11 @@ impl Screen {
             ("owners changed by the flip", must_be_zero(summary.owners_changed_by_flip)),
             ("instances lost", must_be_zero(summary.instances_lost)),
             ("acknowledged writes lost", must_be_zero(summary.lost_writes)),
+            ("both stores before the flip", if summary.parity_before_flip { "equal" } else { "NOT EQUAL" }.to_owned()),
+            ("ring that would have moved", format!("{:.2} %", 100.0 * summary.ownership_delta)),
             ("slowest node to flip", format!("{} ms after the file changed", summary.flip_ms_max)),
+            ("half flipped, all back", format!("{} ms after the file changed", summary.rollback_ms)),
+            ("largest outbox of a node", format!("{} keys", summary.outbox_max)),
             ("killed node detected by all", format!("after {} ms", summary.detect_ms)),
             ("actors restarted", summary.actor_restarts.to_string()),
         ];

@@ -1,18 +1,20 @@
-//! The walk: wire, mirror, swap, tear down, clean; then a kill and a panic.
+//! The walk: wire, mirror, swap half and go back, swap all, tear down, clean; then a kill and a panic.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, bail};
+use anyhow::Context;
 
+use crate::checks::{self, Needed};
 use crate::fleet::{Fleet, Slot, Wiring};
-use crate::peer::{MigrationView, Peer};
+use crate::peer::{MigrationView, Peer, peer};
 use crate::screen::{Screen, Summary};
+use crate::swap;
 use crate::workload::{Workload, sample_owners};
 
 /// Longest wait for any single condition.
-const PATIENCE: Duration = Duration::from_secs(60);
+pub const PATIENCE: Duration = Duration::from_secs(60);
 
 pub async fn tell(fleet: Fleet, screen: Screen) -> anyhow::Result<Summary> {
     let fleet = Arc::new(fleet);
@@ -38,23 +40,32 @@ pub async fn tell(fleet: Fleet, screen: Screen) -> anyhow::Result<Summary> {
         until(|| async { Ok(living_members(&*peer(slot)?).await? == members) }, "all members see each other").await?;
     }
     screen.tell("gossip runs on every node, empty of rings; everything still reads and writes the old store");
+    checks::look(&fleet.slots, &screen, Needed::Members).await?;
     pause(&fleet).await;
 
     screen.chapter("step 2: mirror (no restart)");
-    rewrite(&fleet, &screen, "multi_kv_config: { mirror_enabled: true }\n")?;
+    rewrite(&fleet, &screen, &fleet.slots, "multi_kv_config: { mirror_enabled: true }\n")?;
     for slot in &fleet.slots {
         let mirrored = |view: &MigrationView| view.mirror_enabled && view.backfill.verified && view.outbox_len == 0;
         until(|| async { Ok(migration(slot).await?.as_ref().is_some_and(mirrored)) }, "the mirror is complete").await?;
     }
     screen.tell("every key was brought to gossip and verified; every write now goes to both");
-    pause(&fleet).await;
+    let compared = checks::look(&fleet.slots, &screen, Needed::All).await?;
+    (summary.parity_before_flip, summary.ownership_delta) = (compared.equal(), compared.ownership_delta);
 
-    screen.chapter("step 3: swap (no restart)");
-    flip(&fleet, &screen, &mut summary).await?;
+    screen.chapter("step 3, at first: half of the nodes swap, and go back (no restart)");
+    swap::half_and_back(&fleet, &workload.counts, &screen, &mut summary).await?;
+    let compared = checks::look(&fleet.slots, &screen, Needed::All).await?;
+    summary.parity_before_flip &= compared.equal();
+    summary.ownership_delta = summary.ownership_delta.max(compared.ownership_delta);
+
+    screen.chapter("step 3: all nodes swap (no restart)");
+    swap::all(&fleet, &screen, &mut summary).await?;
     pause(&fleet).await;
+    checks::look(&fleet.slots, &screen, Needed::All).await?;
 
     screen.chapter("step 4: tear down (a rolling restart with `store: memberlist`)");
-    rewrite(&fleet, &screen, "# multi_kv_config is gone\n")?;
+    rewrite(&fleet, &screen, &fleet.slots, "# multi_kv_config is gone\n")?;
     tokio::time::sleep(fleet.timings.reload * 2).await;
     for slot in &fleet.slots {
         let view = migration(slot).await?.context("the node lost its multi store")?;
@@ -93,6 +104,7 @@ pub async fn tell(fleet: Fleet, screen: Screen) -> anyhow::Result<Summary> {
     for failure in counts.failures.lock().map(|failures| failures.clone()).unwrap_or_default() {
         eprintln!("failed: {failure}");
     }
+    summary.outbox_max = counts.outbox_max.load(Ordering::Relaxed);
     summary.phase = "done".to_owned();
     screen.tell(&format!("{} writes were acknowledged, {} are missing", summary.cas, summary.lost_writes));
     for slot in fleet.living() {
@@ -102,38 +114,6 @@ pub async fn tell(fleet: Fleet, screen: Screen) -> anyhow::Result<Summary> {
     }
     fleet.clean_up().await?;
     Ok(summary)
-}
-
-/// Step 3, measured: when each node has flipped, and whether any key changed its owners.
-async fn flip(fleet: &Fleet, screen: &Screen, summary: &mut Summary) -> anyhow::Result<()> {
-    let mut before = Vec::new();
-    for slot in &fleet.slots {
-        before.push(sample_owners(&*peer(slot)?).await?);
-    }
-    rewrite(fleet, screen, "multi_kv_config: { mirror_enabled: true, primary: memberlist }\n")?;
-    let changed = Instant::now();
-    let flips = fleet.slots.iter().map(|slot| async move {
-        let peer = peer(slot)?;
-        while peer.migration().await?.is_none_or(|view| view.primary != "memberlist") {
-            if changed.elapsed() > PATIENCE {
-                bail!("{} did not flip", slot.id);
-            }
-            tokio::time::sleep(Duration::from_millis(5)).await;
-        }
-        Ok(changed.elapsed())
-    });
-    let took = futures_util::future::try_join_all(flips).await?;
-    summary.flip_ms_max = took.iter().max().map_or(0, |slowest| slowest.as_millis() as u64);
-    for (slot, took) in fleet.slots.iter().zip(&took) {
-        screen.tell(&format!("{} reads gossip {} ms after the file changed", slot.id, took.as_millis()));
-    }
-    for (slot, before) in fleet.slots.iter().zip(&before) {
-        let after = sample_owners(&*peer(slot)?).await?;
-        let moved = before.iter().zip(&after).filter(|(before, after)| before != after).count() as u64;
-        summary.owners_changed_by_flip = summary.owners_changed_by_flip.max(moved);
-    }
-    screen.tell(&format!("owners changed by the flip: {}", summary.owners_changed_by_flip));
-    Ok(())
 }
 
 /// A node dies without a word.
@@ -185,6 +165,11 @@ async fn panic(fleet: &Fleet, workload: &Workload, screen: &Screen) -> anyhow::R
     Ok(())
 }
 
+/// `node-1, node-2`.
+pub fn names(slots: &[Arc<Slot>]) -> String {
+    slots.iter().map(|slot| slot.id.as_str()).collect::<Vec<_>>().join(", ")
+}
+
 /// Restarts every node with another static configuration, one after the other, as a rollout does.
 async fn rollout(fleet: &Fleet, wiring: Wiring, screen: &Screen) -> anyhow::Result<()> {
     for slot in fleet.living() {
@@ -218,13 +203,10 @@ async fn complete_ring(slot: &Slot, instances: usize) -> anyhow::Result<()> {
     until(complete, "the ring is complete").await.with_context(|| slot.id.clone())
 }
 
-fn rewrite(fleet: &Fleet, screen: &Screen, text: &str) -> anyhow::Result<()> {
-    screen.tell(&format!("runtime.yaml is now: {}", text.trim_end()));
-    fleet.write_runtime(text)
-}
-
-fn peer(slot: &Slot) -> anyhow::Result<Arc<Peer>> {
-    slot.peer.load_full().with_context(|| format!("{} is not running", slot.id))
+pub fn rewrite(fleet: &Fleet, screen: &Screen, slots: &[Arc<Slot>], text: &str) -> anyhow::Result<()> {
+    let of = if slots.len() == fleet.slots.len() { String::new() } else { format!(" of {}", names(slots)) };
+    screen.tell(&format!("runtime.yaml{of} is now: {}", text.trim_end()));
+    fleet.write_runtime(slots, text)
 }
 
 async fn migration(slot: &Slot) -> anyhow::Result<Option<MigrationView>> {
@@ -248,7 +230,7 @@ where
     Ok(())
 }
 
-async fn pause(fleet: &Fleet) {
+pub async fn pause(fleet: &Fleet) {
     tokio::time::sleep(fleet.timings.pause).await;
 }
 

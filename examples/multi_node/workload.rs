@@ -17,6 +17,8 @@ pub struct Counts {
     pub lookups_failed: AtomicU64,
     pub cas: AtomicU64,
     pub cas_failed: AtomicU64,
+    /// The most keys that waited for the other store on one node.
+    pub outbox_max: AtomicU64,
     /// The first few failures, in words.
     pub failures: Mutex<Vec<String>>,
 }
@@ -66,6 +68,7 @@ impl Workload {
                     workload.acknowledged.clone(),
                     workload.stop.clone(),
                 )),
+                tokio::spawn(watch_outbox(slot.clone(), workload.counts.clone(), workload.stop.clone())),
                 tokio::spawn(watch_ring(
                     slot.clone(),
                     workload.expected.clone(),
@@ -195,6 +198,17 @@ async fn watch_ring(
             lost.extend(
                 wanted.difference(&present).filter(|id| still.contains(*id)).map(|id| (slot.id.clone(), id.clone())),
             );
+        }
+    }
+}
+
+/// How much waits for the other store, while there are two.
+async fn watch_outbox(slot: Arc<Slot>, counts: Arc<Counts>, stop: Arc<AtomicBool>) {
+    while !stop.load(Ordering::Acquire) && !slot.killed.load(Ordering::Acquire) {
+        tokio::time::sleep(Duration::from_millis(20)).await;
+        let Some(peer) = slot.peer.load_full() else { continue };
+        if let Ok(Some(view)) = peer.migration().await {
+            counts.outbox_max.fetch_max(view.outbox_len, Ordering::Relaxed);
         }
     }
 }

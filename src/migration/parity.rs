@@ -7,6 +7,9 @@
 //! The thorough one lists and reads both stores, the primary twice, because two stores cannot be read at one moment: only
 //! what both readings of the primary show is a difference.
 //!
+//! Rings say themselves what was written a moment ago and may still be on its way. Other values do not: while writes are
+//! mirrored, a difference of theirs counts only when it is still there at further looks, for as long as a write may take.
+//!
 //! What a comparison finds missing from the other store while mirroring is on is copied there (again), key by key, as a
 //! backfill does it.
 
@@ -26,6 +29,9 @@ use crate::ring::{Desc, RingOptions, RingParity};
 
 /// Reads and listings in flight at once.
 const MAX_IN_FLIGHT: usize = 8;
+
+/// The pause before values that differ are looked at again. Each further one is twice as long.
+const FIRST_LOOK: Duration = Duration::from_millis(250);
 
 /// How much longer the time between continuous comparisons is when the other store is a server: each costs a read.
 const REMOTE_FACTOR: u32 = 6;
@@ -94,6 +100,18 @@ struct Run {
     keys: BTreeMap<Arc<str>, Readings>,
     queue: Vec<(Arc<str>, Reading)>,
     in_flight: usize,
+    looks: Looks,
+}
+
+/// Further looks at values that differed.
+#[derive(Debug, Default)]
+struct Looks {
+    /// When the first reading was over.
+    since: Option<Instant>,
+    /// When the next look is due.
+    due: Option<Instant>,
+    /// The pause before it.
+    pause: Duration,
 }
 
 /// What was read of a key.
@@ -102,6 +120,9 @@ struct Readings {
     first: Option<Value>,
     secondary: Option<Value>,
     last: Option<Value>,
+    /// The same two as the latest look shows them.
+    secondary_now: Option<Value>,
+    last_now: Option<Value>,
 }
 
 /// Which reading of a key.
@@ -110,6 +131,8 @@ pub(super) enum Reading {
     First,
     Secondary,
     Last,
+    SecondaryAgain,
+    LastAgain,
 }
 
 impl Run {
@@ -122,18 +145,19 @@ impl Run {
             keys: BTreeMap::new(),
             queue: Vec::new(),
             in_flight: 0,
+            looks: Looks::default(),
         }
     }
 
     fn continuous(primary: Side, known: &BTreeMap<Arc<str>, Value>, prefixes: &[String]) -> Self {
         let listed = known.iter().filter(|(key, _)| prefixes.iter().any(|prefix| key.starts_with(prefix.as_str())));
         let shown = |(key, value): (&Arc<str>, &Value)| {
-            let readings = Readings { first: Some(value.clone()), secondary: None, last: Some(value.clone()) };
-            (key.clone(), readings)
+            let [first, last, last_now] = [(); 3].map(|()| Some(value.clone()));
+            (key.clone(), Readings { first, last, last_now, ..Readings::default() })
         };
         let keys: BTreeMap<_, _> = listed.map(shown).collect();
         let queue = keys.keys().map(|key| (key.clone(), Reading::Secondary)).collect();
-        Self { thorough: None, primary, lists: Vec::new(), keys, queue, in_flight: 0 }
+        Self { thorough: None, primary, lists: Vec::new(), keys, queue, in_flight: 0, looks: Looks::default() }
     }
 
     fn found(&mut self, keys: Vec<String>) {
@@ -154,15 +178,61 @@ impl Run {
                 Reading::Secondary
             }
             Reading::Secondary => {
-                readings.secondary = value;
+                readings.secondary = value.clone();
+                readings.secondary_now = value;
                 if self.thorough.is_none() {
                     return;
                 }
                 Reading::Last
             }
-            Reading::Last => return readings.last = value,
+            Reading::Last => {
+                readings.last = value.clone();
+                return readings.last_now = value;
+            }
+            Reading::SecondaryAgain => {
+                readings.secondary_now = value;
+                if self.thorough.is_none() {
+                    return;
+                }
+                Reading::LastAgain
+            }
+            Reading::LastAgain => return readings.last_now = value,
         };
         self.queue.push((key.clone(), next));
+    }
+
+    /// Everything was read. Whether some of it should be looked at again, and then when.
+    fn look_again(&mut self, now: Now, grace: Duration) -> bool {
+        if self.looks.due.is_none() {
+            let since = *self.looks.since.get_or_insert(now.mono);
+            self.looks.pause = (self.looks.pause * 2).max(FIRST_LOOK);
+            if now.mono + self.looks.pause > since + grace || self.unsettled(now).next().is_none() {
+                return false;
+            }
+            self.looks.due = Some(now.mono + self.looks.pause);
+        }
+        if self.looks.due.is_some_and(|due| due <= now.mono) {
+            self.looks.due = None;
+            let again = self.unsettled(now).map(|key| (key.clone(), Reading::SecondaryAgain));
+            self.queue = again.collect();
+        }
+        true
+    }
+
+    /// Values that differ and may do so because a write is on its way. What the primary lacks is not read again when the
+    /// comparison is with what this node was shown.
+    fn unsettled(&self, now: Now) -> impl Iterator<Item = &Arc<str>> {
+        let thorough = self.thorough.is_some();
+        let unsettled = move |readings: &Readings| match readings.compare(now) {
+            Difference::None => false,
+            Difference::Entries(entries) if !thorough => entries.secondary_lacks > 0,
+            _ => !readings.ring(),
+        };
+        self.keys.iter().filter(move |(_, readings)| unsettled(readings)).map(|(key, _)| key)
+    }
+
+    fn idle(&self) -> bool {
+        self.lists.is_empty() && self.queue.is_empty()
     }
 
     fn next(&mut self) -> Option<(Job, Side, Task)> {
@@ -170,7 +240,8 @@ impl Run {
             return Some((Job::ParityList, side, Task::List { prefix }));
         }
         let (key, reading) = self.queue.pop()?;
-        let side = if reading == Reading::Secondary { self.primary.other() } else { self.primary };
+        let there = matches!(reading, Reading::Secondary | Reading::SecondaryAgain);
+        let side = if there { self.primary.other() } else { self.primary };
         Some((Job::ParityRead(key.clone(), reading), side, Task::Get { key }))
     }
 }
@@ -197,7 +268,11 @@ impl MultiCore {
     }
 
     pub(super) fn parity_deadline(&self, now: Instant) -> Option<Instant> {
-        self.parity.due.filter(|due| self.parity.run.is_none() && *due > now)
+        let due = match &self.parity.run {
+            Some(run) => run.looks.due,
+            None => self.parity.due,
+        };
+        due.filter(|due| *due > now)
     }
 
     /// Begins a comparison that is due, goes on with the one in progress, or ends it.
@@ -216,6 +291,13 @@ impl MultiCore {
         while let Some(run) = self.parity.run.as_mut() {
             if run.in_flight >= MAX_IN_FLIGHT {
                 return;
+            }
+            if run.in_flight == 0 && run.idle() {
+                // Without a mirror nothing is on its way.
+                let grace = if self.durable.mirror { self.config.in_flight } else { Duration::ZERO };
+                if run.look_again(now, grace) && run.queue.is_empty() {
+                    return;
+                }
             }
             match run.next() {
                 Some((job, side, task)) => {
@@ -313,17 +395,17 @@ fn report(config: &MultiConfig, run: &Run, now: Now) -> ParityReport {
         replica_set_delta: 0.0,
     };
     for (key, readings) in &run.keys {
-        report.keys.primary += usize::from(readings.last.is_some());
-        report.keys.secondary += usize::from(readings.secondary.is_some());
-        match (&readings.last, &readings.secondary) {
-            (None, None) => continue,
-            (None, Some(_)) if readings.first.is_none() => report.only_secondary.add(key),
-            (Some(_), None) if readings.first.is_some() => report.only_primary.add(key),
-            // It came or went while we looked.
-            (None, Some(_)) | (Some(_), None) => {}
-            (Some(_), Some(_)) => {}
+        report.keys.primary += usize::from(readings.last_now.is_some());
+        report.keys.secondary += usize::from(readings.secondary_now.is_some());
+        match readings.compare(now) {
+            Difference::OnlyPrimary => report.only_primary.add(key),
+            Difference::OnlySecondary => report.only_secondary.add(key),
+            Difference::Entries(entries) => _ = report.values.insert(key.to_string(), entries),
+            Difference::None => {}
         }
-        add_value(&mut report, config, key, readings, now);
+        if readings.ring() {
+            report.rings.insert(key.to_string(), compare_rings(config, key, readings, now));
+        }
     }
     let rings = report.rings.values();
     report.equal = report.only_primary.count == 0
@@ -338,30 +420,57 @@ fn report(config: &MultiConfig, run: &Run, now: Now) -> ParityReport {
     report
 }
 
-fn add_value(report: &mut ParityReport, config: &MultiConfig, key: &Arc<str>, readings: &Readings, now: Now) {
-    let some = readings.last.as_ref().or(readings.secondary.as_ref());
-    if some.is_some_and(|value| value.is::<Desc>()) {
-        let empty = Desc::default();
-        let ring = |value: &Option<Value>| value.as_ref().and_then(|value| value.downcast_ref::<Desc>()).cloned();
-        let [first, last, secondary] =
-            [&readings.first, &readings.last, &readings.secondary].map(|value| ring(value).unwrap_or(empty.clone()));
-        let default = RingOptions::default();
-        let options = config.rings.get(&**key).unwrap_or(&default);
-        let parity = RingParity::compare([&first, &last], &secondary, options, config.in_flight, now.unix);
-        report.rings.insert(key.to_string(), parity);
-        return;
+/// How a key differs. What a ring's instances differ in is another question.
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum Difference {
+    None,
+    OnlyPrimary,
+    OnlySecondary,
+    Entries(ValueParity),
+}
+
+impl Readings {
+    fn ring(&self) -> bool {
+        self.last.as_ref().or(self.secondary.as_ref()).is_some_and(|value| value.is::<Desc>())
     }
-    let (Some(first), Some(last), Some(secondary)) = (&readings.first, &readings.last, &readings.secondary) else {
-        return;
-    };
-    // What joining would bring, by entry; of the two readings, what both show.
-    let lacks = |of: &Value, than: &Value| -> BTreeSet<String> {
-        let change = of.join(than, now).ok().and_then(|joined| joined.change);
-        change.map(|change| change.content().into_iter().collect()).unwrap_or_default()
-    };
-    let secondary_lacks = lacks(secondary, first).intersection(&lacks(secondary, last)).count();
-    let primary_lacks = lacks(first, secondary).intersection(&lacks(last, secondary)).count();
-    if secondary_lacks + primary_lacks > 0 {
-        report.values.insert(key.to_string(), ValueParity { secondary_lacks, primary_lacks });
+
+    fn compare(&self, now: Now) -> Difference {
+        let primary_never = self.first.is_none() && self.last.is_none() && self.last_now.is_none();
+        let primary_always = self.first.is_some() && self.last.is_some() && self.last_now.is_some();
+        let secondary_never = self.secondary.is_none() && self.secondary_now.is_none();
+        let secondary_always = self.secondary.is_some() && self.secondary_now.is_some();
+        if primary_always && secondary_never {
+            return Difference::OnlyPrimary;
+        } else if primary_never && secondary_always {
+            return Difference::OnlySecondary;
+        } else if self.ring() {
+            return Difference::None;
+        }
+        // What joining would bring, by entry. What the first looks at one store showed, the latest at the other lacks.
+        let lacks = |of: &Value, than: &Value| -> BTreeSet<String> {
+            let change = of.join(than, now).ok().and_then(|joined| joined.change);
+            change.map(|change| change.content().into_iter().collect()).unwrap_or_default()
+        };
+        let (mut secondary_lacks, mut primary_lacks) = (0, 0);
+        if let (Some(first), Some(last), Some(secondary)) = (&self.first, &self.last, &self.secondary_now) {
+            secondary_lacks = lacks(secondary, first).intersection(&lacks(secondary, last)).count();
+        }
+        if let (Some(first), Some(last), Some(secondary)) = (&self.first, &self.last_now, &self.secondary) {
+            primary_lacks = lacks(first, secondary).intersection(&lacks(last, secondary)).count();
+        }
+        match secondary_lacks + primary_lacks {
+            0 => Difference::None,
+            _ => Difference::Entries(ValueParity { secondary_lacks, primary_lacks }),
+        }
     }
+}
+
+fn compare_rings(config: &MultiConfig, key: &Arc<str>, readings: &Readings, now: Now) -> RingParity {
+    let empty = Desc::default();
+    let ring = |value: &Option<Value>| value.as_ref().and_then(|value| value.downcast_ref::<Desc>()).cloned();
+    let [first, last, secondary] =
+        [&readings.first, &readings.last, &readings.secondary].map(|value| ring(value).unwrap_or(empty.clone()));
+    let default = RingOptions::default();
+    let options = config.rings.get(&**key).unwrap_or(&default);
+    RingParity::compare([&first, &last], &secondary, options, config.in_flight, now.unix)
 }

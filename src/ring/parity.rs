@@ -136,10 +136,14 @@ impl RingParity {
             if !differ(ours, theirs) || !differ(live(first, id), theirs) {
                 continue;
             }
-            // A tombstone is younger than what it removed.
-            let written =
-                [last, secondary].into_iter().filter_map(|desc| desc.instances.get(id)).map(|one| one.timestamp);
-            if written.max().is_some_and(|at| recent.contains(&at)) {
+            let written = match (last.instances.get(id), secondary.instances.get(id)) {
+                // A tombstone is younger than what it removed.
+                (Some(ours), Some(theirs)) => Some(ours.timestamp.max(theirs.timestamp)),
+                // Heartbeats say nothing about when it came: with short periods it would be on its way for ever.
+                (Some(one), None) | (None, Some(one)) if one.registered_timestamp > 0 => Some(one.registered_timestamp),
+                (one, other) => one.or(other).map(|one| one.timestamp),
+            };
+            if written.is_some_and(|at| recent.contains(&at)) {
                 parity.in_flight += 1;
                 continue;
             }
@@ -293,6 +297,23 @@ mod tests {
         assert_eq!(compare([&removed, &removed], &ours).in_flight, 1);
         let by_a_fast_clock = change(&joined, "i64", |one| one.timestamp = NOW + 3600);
         assert_eq!(compare([&by_a_fast_clock, &by_a_fast_clock], &ours).differing.count, 1);
+    }
+
+    #[test]
+    fn an_instance_that_is_missing_is_a_difference_however_often_it_writes_heartbeats() {
+        let alive = |registered: i64| {
+            change(&ring(), "i64", |one| {
+                (one.timestamp, one.registered_timestamp) = (NOW - 1, registered);
+            })
+        };
+        let mut without = ring();
+        without.instances.remove("i64");
+        let old = alive(NOW - 3600);
+        assert_eq!(compare([&old, &old], &without).only_primary.count, 1);
+        assert_eq!(compare([&without, &without], &old).only_secondary.count, 1);
+        let new = alive(NOW - 3);
+        let parity = compare([&new, &new], &without);
+        assert_eq!((parity.only_primary.count, parity.in_flight), (0, 1), "it has just come");
     }
 
     #[test]

@@ -143,7 +143,8 @@ impl ConsulConfig {
 /// A [`Store`] in Consul. All operations must be called, and watches polled, within a tokio runtime.
 ///
 /// Consul does not say which `ModifyIndex` a write got, so it is read afterwards: the version in
-/// [`CasOutcome::Written`] may be that of a write that followed at once. After Consul was restored from an older state,
+/// [`CasOutcome::Written`] may be that of a write that followed at once. After a join it is not read, and the version only
+/// a lower bound. After Consul was restored from an older state,
 /// a watch goes on counting from the last version that it delivered.
 #[derive(Debug)]
 pub struct ConsulStore {
@@ -191,6 +192,11 @@ impl ConsulStore {
             if client.write(key, bytes, index).await? {
                 // Consul does not tell the new index. Asking for it may fail, but the write has happened.
                 let at_least = reply.index.unwrap_or(0).max(index).saturating_add(1);
+                // Who joins does not compare versions afterwards, and asking for one is a third request: of all that
+                // mirror, with every heartbeat.
+                if matches!(edit, Edit::Join(_)) {
+                    return Ok(CasOutcome::Written { delta, version: at_least });
+                }
                 let version = client.modify_index(key).await.ok().flatten().unwrap_or(at_least).max(at_least);
                 return Ok(CasOutcome::Written { delta, version });
             }

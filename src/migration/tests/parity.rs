@@ -173,6 +173,47 @@ fn while_mirroring_the_other_store_is_compared_all_the_time_at_the_cost_of_one_r
     assert!(closed(&bench).is_empty());
 }
 
+/// Mirroring, a map with another entry in each store that the other lacks, and a question that was asked.
+fn asked_about_maps() -> (Bench, Stores) {
+    let (mut bench, mut stores) = mirroring(false);
+    stores.put(Side::A, "map", &Map::one("n", 2, Some(2)).value());
+    stores.put(Side::B, "map", &Map::one("m", 1, Some(1)).value());
+    bench.input(Input::ParityAsked { id: 7 });
+    let said = stores.work(&mut bench);
+    assert!(!said.iter().any(|output| matches!(output, Output::Parity { .. })), "the writes may be on their way");
+    (bench, stores)
+}
+
+#[test]
+fn values_that_are_on_their_way_are_no_difference_however_much_is_written() {
+    let (mut bench, mut stores) = asked_about_maps();
+    // Both arrive, and while we look again somebody has written something else.
+    let both = Map::one("n", 2, Some(2)).value().join(&Map::one("m", 1, Some(1)).value(), bench.now).unwrap().value;
+    let newer = both.join(&Map::one("o", 3, Some(3)).value(), bench.now).unwrap().value;
+    stores.put(Side::A, "map", &newer);
+    stores.put(Side::B, "map", &both);
+    bench.wait(Duration::from_millis(250));
+    let report = report(&stores.work(&mut bench));
+    assert!(report.equal && report.secondary_has_all, "{report:?}");
+    assert_eq!((report.keys.primary, report.keys.secondary), (2, 2));
+}
+
+#[test]
+fn values_that_do_not_arrive_are_reported_after_a_while() {
+    let (mut bench, mut stores) = asked_about_maps();
+    let mut said = Vec::new();
+    for _ in 0..5 {
+        bench.wait(secs(4));
+        said = stores.work(&mut bench);
+        if said.iter().any(|output| matches!(output, Output::Parity { .. })) {
+            break;
+        }
+    }
+    let report = report(&said);
+    assert!(!report.equal && !report.secondary_has_all);
+    assert_eq!((report.values["map"].secondary_lacks, report.values["map"].primary_lacks), (1, 1));
+}
+
 #[test]
 fn what_the_other_store_lost_again_is_copied_from_the_primary_again() {
     let (mut bench, mut stores) = mirroring(false);
