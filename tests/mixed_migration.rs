@@ -15,13 +15,13 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use annulus::config::{Config, KvStore, Profile, TransportKind};
+use annulus::Node;
+use annulus::config::KvStore;
 use annulus::kv::StoreKind;
 use annulus::ring::InstanceState;
-use annulus::{Node, Operation};
 use checker::Workload;
-use dskit_peer::DskitPeer;
-use fleet::{Fleet, RING, RING_KEY, RuntimeFile, identities, is_complete, ring_text, two_stores, until, until_seen};
+use dskit_peer::{DskitPeer, Identities, gossip_like_grafana, ours, same_owners, theirs};
+use fleet::{Fleet, RING, RING_KEY, RuntimeFile, is_complete, ring_text, two_stores, until, until_seen};
 use support::consul::Consul;
 use support::proxy::{Fault, FaultProxy};
 
@@ -33,20 +33,6 @@ const FLIPPED: &str = "multi_kv_config: { mirror_enabled: true, primary: memberl
 const LATE: &str = "node-4";
 
 const ALL: [&str; 5] = ["dskit-1", "dskit-2", "node-1", "node-2", "node-3"];
-
-fn gossip_of_grafana(config: &mut Config) {
-    let memberlist = &mut config.memberlist;
-    memberlist.transport = TransportKind::Tcp;
-    memberlist.profile = Profile::Grafana;
-    memberlist.gossip_interval = Some(Duration::from_millis(100));
-    memberlist.pull_push_interval = Some(Duration::from_secs(2));
-    memberlist.probe_interval = Some(Duration::from_secs(2));
-    memberlist.probe_timeout = Some(Duration::from_secs(1));
-    memberlist.rejoin_interval = Duration::from_secs(2);
-    memberlist.cluster_label = "mixed".to_owned();
-    config.rings[0].heartbeat_timeout = Duration::from_secs(60);
-    config.rings[0].unregister_on_shutdown = false;
-}
 
 /// A peer on two stores, or (for the teardown) on gossip alone.
 async fn dskit(number: usize, store: &str, consul: &Consul, seeds: &str, tokens: &str) -> Option<DskitPeer> {
@@ -63,9 +49,6 @@ async fn dskit(number: usize, store: &str, consul: &Consul, seeds: &str, tokens:
     arguments.extend(["-leave-ring=false", "-tokens=64"]);
     DskitPeer::start(&arguments).await
 }
-
-/// Tokens and registration by id.
-type Identities = BTreeMap<String, (Vec<u32>, i64)>;
 
 /// Looks at the rings of nodes all the time, and remembers what should not be there.
 struct Witness {
@@ -117,15 +100,6 @@ impl Witness {
     }
 }
 
-fn ours(node: &Node) -> Identities {
-    identities(node).into_iter().map(|(id, (tokens, registered))| (id, (tokens.to_vec(), registered))).collect()
-}
-
-async fn theirs(peer: &DskitPeer) -> Identities {
-    let ring = peer.ring(RING_KEY).await.into_iter();
-    ring.filter(|(_, it)| it.state != "LEFT").map(|(id, it)| (id, (it.tokens, it.registered))).collect()
-}
-
 /// In few words, what is not as it was.
 fn changes(before: &Identities, now: &Identities) -> String {
     let text =
@@ -157,18 +131,6 @@ async fn whole(fleet: &Fleet, peers: &[&DskitPeer], before: &Identities) {
     }
 }
 
-async fn same_owners(node: &Node, peer: &DskitPeer) {
-    let keys: Vec<u32> = (0..400_u32).map(|n| n.wrapping_mul(0x9E37_79B9)).collect();
-    let find = |key: &u32| {
-        let owners = node.ring(RING).get(*key, Operation::Write).unwrap();
-        let mut ids: Vec<String> = owners.ids().map(str::to_owned).collect();
-        ids.sort();
-        ids
-    };
-    let ours: Vec<Vec<String>> = keys.iter().map(find).collect();
-    until("dskit finds the owners that we find", async || peer.owners(&keys).await == ours).await;
-}
-
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn annulus_and_dskit_move_their_ring_together_through_the_five_steps() {
     let Some(mut consul) = Consul::start() else { return };
@@ -182,7 +144,8 @@ async fn annulus_and_dskit_move_their_ring_together_through_the_five_steps() {
     let proxy = FaultProxy::start(consul.addr()).await;
     let (host, late, path) = (consul.host(), proxy.host(), runtime.path());
     let mut fleet = Fleet::empty(move |number, config| {
-        gossip_of_grafana(config);
+        gossip_like_grafana(config, "mixed");
+        config.rings[0].unregister_on_shutdown = false;
         two_stores(config, KvStore::Consul, KvStore::Memberlist);
         // The others read Consul with Grafana's eyes.
         config.kv.multi.keep_tombstones = false;
