@@ -218,9 +218,8 @@ async fn another_label_keeps_annulus_and_dskit_apart_and_both_count_it() {
     let node = start(config).await;
     let refused = "annulus_foreign_label_total{label=\"another.label\"}";
     // dskit is told to join us, too, again and again: then what it sends has the wrong label for us.
-    let join = format!("/join?through={}", node.gossip_addr().unwrap());
     until("we count its label", async || {
-        let _ = dskit.ask(&join).await;
+        let _ = dskit.join(&node).await;
         node.metrics().contains(refused)
     })
     .await;

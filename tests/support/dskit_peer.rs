@@ -36,6 +36,14 @@ pub fn program() -> Option<&'static Path> {
     program.as_deref()
 }
 
+/// Which dskit it is: the commit that `interop/go.mod` names.
+pub fn version() -> String {
+    let modules = Path::new(env!("CARGO_MANIFEST_DIR")).join("interop/go.mod");
+    let modules = std::fs::read_to_string(modules).unwrap();
+    let line = modules.lines().find(|line| line.contains("github.com/grafana/dskit ")).expect("dskit is required");
+    line.rsplit('-').next().unwrap().to_owned()
+}
+
 /// Lets a node gossip as the Grafana databases do, over their transport, with the timings of [`DskitPeer::start`].
 pub fn gossip_like_grafana(config: &mut Config, label: &str) {
     let memberlist = &mut config.memberlist;
@@ -183,6 +191,24 @@ impl DskitPeer {
         let ring = self.tell(&format!("/get?key={key}")).await;
         let empty = serde_json::Map::new();
         ring["ingesters"].as_object().unwrap_or(&empty).iter().map(|(id, it)| (id.clone(), instance(it))).collect()
+    }
+
+    /// The members that it takes for alive or suspects, itself included: name and address.
+    pub async fn members(&self) -> BTreeMap<String, String> {
+        let page = self.tell("/memberlist").await;
+        let member = |it: &Value| {
+            let (name, ip) = (it["Name"].as_str().unwrap(), it["Addr"].as_str().unwrap());
+            (name.to_owned(), format!("{ip}:{}", it["Port"]))
+        };
+        page["SortedMembers"].as_array().unwrap().iter().map(member).collect()
+    }
+
+    /// Tells it to join through a node of ours.
+    ///
+    /// # Errors
+    /// What it said when it could not.
+    pub async fn join(&self, node: &Node) -> Result<Value, String> {
+        self.ask(&format!("/join?through={}", node.gossip_addr().unwrap())).await
     }
 
     /// Who owns each of these keys, names in order; an error is one text.
