@@ -143,7 +143,7 @@ scenarios! {
     /// Tombstones of instances.
     Removal: "an instance removed by either stays removed", RINGS;
     /// Tombstones of keys.
-    KeyDeletion: "a key deleted by either is gone on both sides", RINGS;
+    KeyDeletion: "a key deleted by either stays deleted", RINGS;
     /// Killed, and started with the same id.
     TheirInstance: "it is killed, and its instance returns with its tokens", RINGS;
     /// The same of us.
