@@ -9,34 +9,23 @@ mod dskit_peer;
 #[path = "support/fleet.rs"]
 mod fleet;
 
-use std::collections::BTreeMap;
 use std::time::Duration;
 
+use annulus::Node;
 use annulus::clock::Now;
-use annulus::config::{Compression, Config, Profile, TransportKind};
+use annulus::config::{Compression, Config};
 use annulus::ring::InstanceState;
-use annulus::{Node, Operation};
-use dskit_peer::DskitPeer;
-use fleet::{RING, RING_KEY, id, identities, live_members, ring_text, until, until_seen};
+use dskit_peer::{DskitPeer, gossip_like_grafana, ours, same_owners, theirs};
+use fleet::{RING, RING_KEY, id, live_members, ring_text, until, until_seen};
 
 const LABEL: &str = "a.label";
 
 /// A node that gossips like the Grafana databases, and joins through these.
 fn config(number: usize, seeds: &[std::net::SocketAddr]) -> Config {
     let mut config = fleet::config(number);
-    let memberlist = &mut config.memberlist;
-    memberlist.transport = TransportKind::Tcp;
-    memberlist.profile = Profile::Grafana;
-    memberlist.gossip_interval = Some(Duration::from_millis(100));
-    memberlist.pull_push_interval = Some(Duration::from_secs(2));
-    memberlist.probe_interval = Some(Duration::from_secs(2));
-    memberlist.probe_timeout = Some(Duration::from_secs(1));
-    memberlist.suspicion_mult = Some(4);
-    memberlist.rejoin_interval = Duration::from_secs(2);
-    memberlist.cluster_label = LABEL.to_owned();
-    memberlist.join_members = seeds.iter().map(ToString::to_string).collect();
+    gossip_like_grafana(&mut config, LABEL);
+    config.memberlist.join_members = seeds.iter().map(ToString::to_string).collect();
     config.rings[0].zone_awareness_enabled = true;
-    config.rings[0].heartbeat_timeout = Duration::from_secs(60);
     config.rings[0].unregister_on_shutdown = true;
     config
 }
@@ -58,18 +47,6 @@ fn join(node: &Node) -> String {
     format!("-memberlist.join={}", node.gossip_addr().unwrap())
 }
 
-/// Tokens and registration by id, as our node sees them.
-fn ours(node: &Node) -> BTreeMap<String, (Vec<u32>, i64)> {
-    identities(node).into_iter().map(|(id, (tokens, registered))| (id, (tokens.to_vec(), registered))).collect()
-}
-
-/// The same as dskit sees it.
-async fn theirs(peer: &DskitPeer) -> BTreeMap<String, (Vec<u32>, i64)> {
-    let ring = peer.ring(RING_KEY).await;
-    let live = ring.into_iter().filter(|(_, it)| it.state != "LEFT");
-    live.map(|(id, it)| (id, (it.tokens, it.registered))).collect()
-}
-
 /// Waits until all see one ring with exactly these instances.
 async fn one_ring(nodes: &[&Node], peers: &[&DskitPeer], ids: &[&str]) {
     for node in nodes {
@@ -85,20 +62,6 @@ async fn one_ring(nodes: &[&Node], peers: &[&DskitPeer], ids: &[&str]) {
             until(&format!("{} and dskit agree", node.id()), async || ours(node) == theirs(peer).await).await;
         }
     }
-}
-
-/// Both find the same owners for many keys.
-async fn same_owners(node: &Node, peer: &DskitPeer) {
-    let keys: Vec<u32> = (0..400_u32).map(|n| n.wrapping_mul(0x9E37_79B9)).collect();
-    let find = |key: &u32| {
-        let owners = node.ring(RING).get(*key, Operation::Write).unwrap();
-        let mut ids: Vec<String> = owners.ids().map(str::to_owned).collect();
-        ids.sort();
-        ids
-    };
-    // Each follows its store with a delay of its own.
-    let ours = || keys.iter().map(find).collect::<Vec<_>>();
-    until("dskit finds the owners that we find", async || peer.owners(&keys).await == ours()).await;
 }
 
 fn state(node: &Node, id: &str) -> Option<(InstanceState, bool)> {
@@ -255,9 +218,8 @@ async fn another_label_keeps_annulus_and_dskit_apart_and_both_count_it() {
     let node = start(config).await;
     let refused = "annulus_foreign_label_total{label=\"another.label\"}";
     // dskit is told to join us, too, again and again: then what it sends has the wrong label for us.
-    let join = format!("/join?through={}", node.gossip_addr().unwrap());
     until("we count its label", async || {
-        let _ = dskit.ask(&join).await;
+        let _ = dskit.join(&node).await;
         node.metrics().contains(refused)
     })
     .await;

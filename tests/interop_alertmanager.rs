@@ -21,37 +21,15 @@ use interop::alertmanager::{Alertmanager, Version, swim_config};
 use interop::core_node::CoreNode;
 use interop::loopback::Loopback;
 use interop::matrix::{Scenario, passed};
-use interop::until;
+use interop::{for_each_version, until};
 
-/// Runs each test with all versions.
-macro_rules! with_all_versions {
-    ($($test:ident)*) => {
-        mod alertmanager_0_25 {
-            $(#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-            async fn $test() {
-                super::$test(super::Version::V025).await;
-            })*
-        }
-        mod alertmanager_0_28 {
-            $(#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-            async fn $test() {
-                super::$test(super::Version::V028).await;
-            })*
-        }
-        mod alertmanager_sid {
-            $(#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-            async fn $test() {
-                super::$test(super::Version::Sid).await;
-            })*
-        }
-    };
-}
-
-with_all_versions! {
-    members_join_both_ways_and_carry_silences
-    a_goodbye_is_believed
-    a_killed_member_is_noticed_as_soon_as_among_servers
-    a_suspected_member_that_lives_refutes
+for_each_version! {
+    [alertmanager_0_25: super::Version::V025, alertmanager_0_28: super::Version::V028, alertmanager_sid: super::Version::Sid] {
+        members_join_both_ways_and_carry_silences
+        a_goodbye_is_believed
+        a_killed_member_is_noticed_as_soon_as_among_servers
+        a_suspected_member_that_lives_refutes
+    }
 }
 
 fn core(name: &str, at: &Loopback, config: SwimConfig) -> CoreNode {

@@ -22,35 +22,19 @@ use interop::core_node::CoreNode;
 use interop::go_peer::{GoPeer, Library, Settings};
 use interop::loopback::Loopback;
 use interop::matrix::{Scenario, passed};
-use interop::{PATIENCE, until};
+use interop::{PATIENCE, for_each_version, until};
 
-/// Runs each test with both libraries.
-macro_rules! with_both_libraries {
-    ($($test:ident)*) => {
-        mod hashicorp {
-            $(#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-            async fn $test() {
-                super::$test(super::Library::Hashicorp).await;
-            })*
-        }
-        mod grafana {
-            $(#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-            async fn $test() {
-                super::$test(super::Library::Grafana).await;
-            })*
-        }
-    };
-}
-
-with_both_libraries! {
-    members_join_both_ways_and_tell_each_other_everything
-    a_goodbye_is_believed_and_the_name_may_return_elsewhere
-    a_killed_member_is_noticed_as_soon_as_among_peers
-    a_suspected_member_that_lives_refutes
-    other_labels_are_refused_on_both_sides
-    keys_of_all_sizes_work_and_other_keys_are_refused_on_both_sides
-    keys_are_rotated_in_a_running_cluster
-    compressed_and_plain_members_understand_each_other
+for_each_version! {
+    [hashicorp: super::Library::Hashicorp, grafana: super::Library::Grafana] {
+        members_join_both_ways_and_tell_each_other_everything
+        a_goodbye_is_believed_and_the_name_may_return_elsewhere
+        a_killed_member_is_noticed_as_soon_as_among_peers
+        a_suspected_member_that_lives_refutes
+        other_labels_are_refused_on_both_sides
+        keys_of_all_sizes_work_and_other_keys_are_refused_on_both_sides
+        keys_are_rotated_in_a_running_cluster
+        compressed_and_plain_members_understand_each_other
+    }
 }
 
 /// The same timings as [`Settings::fast`].

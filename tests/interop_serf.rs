@@ -20,34 +20,18 @@ use interop::core_node::CoreNode;
 use interop::loopback::Loopback;
 use interop::matrix::{Scenario, passed};
 use interop::serf::{Serf, Version, highest_clock, leave_intent, state_with_event, swim_config, tags, user_event};
-use interop::until;
+use interop::{for_each_version, until};
 
-/// Runs each test with both versions.
-macro_rules! with_both_versions {
-    ($($test:ident)*) => {
-        mod serf_0_9 {
-            $(#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-            async fn $test() {
-                super::$test(super::Version::V09).await;
-            })*
-        }
-        mod serf_0_10 {
-            $(#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-            async fn $test() {
-                super::$test(super::Version::V010).await;
-            })*
-        }
-    };
-}
-
-with_both_versions! {
-    members_join_both_ways_and_tell_each_other_everything
-    a_goodbye_is_believed_and_the_name_may_return_elsewhere
-    a_killed_member_is_noticed_as_soon_as_among_agents
-    a_suspected_member_that_lives_refutes
-    keys_of_all_sizes_work_and_other_keys_are_refused_on_both_sides
-    keys_are_rotated_in_a_running_cluster
-    compressed_and_plain_members_understand_each_other
+for_each_version! {
+    [serf_0_9: super::Version::V09, serf_0_10: super::Version::V010] {
+        members_join_both_ways_and_tell_each_other_everything
+        a_goodbye_is_believed_and_the_name_may_return_elsewhere
+        a_killed_member_is_noticed_as_soon_as_among_agents
+        a_suspected_member_that_lives_refutes
+        keys_of_all_sizes_work_and_other_keys_are_refused_on_both_sides
+        keys_are_rotated_in_a_running_cluster
+        compressed_and_plain_members_understand_each_other
+    }
 }
 
 /// The port of every agent.

@@ -15,38 +15,25 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use annulus::config::{Config, KvStore, Profile, TransportKind};
+use annulus::Node;
+use annulus::config::KvStore;
 use annulus::kv::StoreKind;
 use annulus::ring::InstanceState;
-use annulus::{Node, Operation};
 use checker::Workload;
-use dskit_peer::DskitPeer;
-use fleet::{Fleet, RING, RING_KEY, RuntimeFile, identities, is_complete, ring_text, two_stores, until, until_seen};
+use dskit_peer::{DskitPeer, Identities, gossip_like_grafana, ours, same_owners, theirs};
+use fleet::{Fleet, RING, RING_KEY, RuntimeFile, is_complete, ring_text, two_stores, until, until_seen};
 use support::consul::Consul;
 use support::proxy::{Fault, FaultProxy};
 
 const WIRED: &str = "multi_kv_config: {}\n";
 const MIRROR: &str = "multi_kv_config: { mirror_enabled: true }\n";
 const FLIPPED: &str = "multi_kv_config: { mirror_enabled: true, primary: memberlist }\n";
+const FLIPPED_BACK: &str = "multi_kv_config: { mirror_enabled: true, primary: consul }\n";
 
 /// Joins in the middle, while it cannot reach Consul.
 const LATE: &str = "node-4";
 
 const ALL: [&str; 5] = ["dskit-1", "dskit-2", "node-1", "node-2", "node-3"];
-
-fn gossip_of_grafana(config: &mut Config) {
-    let memberlist = &mut config.memberlist;
-    memberlist.transport = TransportKind::Tcp;
-    memberlist.profile = Profile::Grafana;
-    memberlist.gossip_interval = Some(Duration::from_millis(100));
-    memberlist.pull_push_interval = Some(Duration::from_secs(2));
-    memberlist.probe_interval = Some(Duration::from_secs(2));
-    memberlist.probe_timeout = Some(Duration::from_secs(1));
-    memberlist.rejoin_interval = Duration::from_secs(2);
-    memberlist.cluster_label = "mixed".to_owned();
-    config.rings[0].heartbeat_timeout = Duration::from_secs(60);
-    config.rings[0].unregister_on_shutdown = false;
-}
 
 /// A peer on two stores, or (for the teardown) on gossip alone.
 async fn dskit(number: usize, store: &str, consul: &Consul, seeds: &str, tokens: &str) -> Option<DskitPeer> {
@@ -63,9 +50,6 @@ async fn dskit(number: usize, store: &str, consul: &Consul, seeds: &str, tokens:
     arguments.extend(["-leave-ring=false", "-tokens=64"]);
     DskitPeer::start(&arguments).await
 }
-
-/// Tokens and registration by id.
-type Identities = BTreeMap<String, (Vec<u32>, i64)>;
 
 /// Looks at the rings of nodes all the time, and remembers what should not be there.
 struct Witness {
@@ -117,15 +101,6 @@ impl Witness {
     }
 }
 
-fn ours(node: &Node) -> Identities {
-    identities(node).into_iter().map(|(id, (tokens, registered))| (id, (tokens.to_vec(), registered))).collect()
-}
-
-async fn theirs(peer: &DskitPeer) -> Identities {
-    let ring = peer.ring(RING_KEY).await.into_iter();
-    ring.filter(|(_, it)| it.state != "LEFT").map(|(id, it)| (id, (it.tokens, it.registered))).collect()
-}
-
 /// In few words, what is not as it was.
 fn changes(before: &Identities, now: &Identities) -> String {
     let text =
@@ -157,18 +132,6 @@ async fn whole(fleet: &Fleet, peers: &[&DskitPeer], before: &Identities) {
     }
 }
 
-async fn same_owners(node: &Node, peer: &DskitPeer) {
-    let keys: Vec<u32> = (0..400_u32).map(|n| n.wrapping_mul(0x9E37_79B9)).collect();
-    let find = |key: &u32| {
-        let owners = node.ring(RING).get(*key, Operation::Write).unwrap();
-        let mut ids: Vec<String> = owners.ids().map(str::to_owned).collect();
-        ids.sort();
-        ids
-    };
-    let ours: Vec<Vec<String>> = keys.iter().map(find).collect();
-    until("dskit finds the owners that we find", async || peer.owners(&keys).await == ours).await;
-}
-
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn annulus_and_dskit_move_their_ring_together_through_the_five_steps() {
     let Some(mut consul) = Consul::start() else { return };
@@ -182,7 +145,8 @@ async fn annulus_and_dskit_move_their_ring_together_through_the_five_steps() {
     let proxy = FaultProxy::start(consul.addr()).await;
     let (host, late, path) = (consul.host(), proxy.host(), runtime.path());
     let mut fleet = Fleet::empty(move |number, config| {
-        gossip_of_grafana(config);
+        gossip_like_grafana(config, "mixed");
+        config.rings[0].unregister_on_shutdown = false;
         two_stores(config, KvStore::Consul, KvStore::Memberlist);
         // The others read Consul with Grafana's eyes.
         config.kv.multi.keep_tombstones = false;
@@ -313,6 +277,125 @@ async fn annulus_and_dskit_move_their_ring_together_through_the_five_steps() {
     seen.retain(|what| !what.contains(LATE));
     assert!(seen.is_empty(), "living instances were missing or LEFT: {seen:#?}");
     fleet.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_mixed_fleet_goes_back_half_way_while_nodes_of_both_kinds_restart_and_then_gets_there() {
+    let Some(consul) = Consul::start() else { return };
+    if dskit_peer::program().is_none() {
+        return;
+    }
+    let tokens = tempfile::tempdir().unwrap();
+    let tokens = tokens.path().display().to_string();
+    // The first node gets its orders before the others, as dskit-1 does.
+    let (first, others) = (RuntimeFile::new(MIRROR), RuntimeFile::new(MIRROR));
+    let (host, early, late) = (consul.host(), first.path(), others.path());
+    let mut fleet = Fleet::empty(move |number, config| {
+        gossip_like_grafana(config, "mixed");
+        config.rings[0].unregister_on_shutdown = false;
+        two_stores(config, KvStore::Consul, KvStore::Memberlist);
+        config.kv.multi.keep_tombstones = false;
+        config.kv.consul.host.clone_from(&host);
+        config.runtime_config.file = vec![if number == 1 { &early } else { &late }.clone()];
+    });
+    fleet.add(1).await;
+    let seed = fleet.nodes[0].gossip_addr().unwrap().to_string();
+    let mut one = dskit(1, "multi", &consul, &seed, &tokens).await.unwrap();
+    let mut two = dskit(2, "multi", &consul, &seed, &tokens).await.unwrap();
+    fleet.add(2).await;
+    fleet.add(3).await;
+    for node in &fleet.nodes {
+        until_seen("all five are there", || ring_text(node), async || is_complete(node, ALL.len())).await;
+    }
+    let before = ours(&fleet.nodes[0]);
+    for peer in [&one, &two] {
+        peer.tell("/multi?mirror=true").await;
+    }
+    fleet.mirrored().await;
+    whole(&fleet, &[&one, &two], &before).await;
+    let mut workload = Workload::lookups(&fleet.nodes);
+    let mut witness = Witness::start(&fleet.nodes);
+
+    // Half way: one of each kind reads gossip, the others read Consul.
+    witness.phase("half way");
+    first.write(FLIPPED);
+    one.tell("/multi?primary=memberlist").await;
+    reads(&fleet.nodes[0], StoreKind::Memberlist).await;
+    workload.goes_on().await;
+    wait_for_heartbeats(&fleet, 3).await;
+    whole(&fleet, &[&one, &two], &before).await;
+
+    // Killed half way: one of dskit's that reads gossip, and one that reads Consul. Each comes back with its old settings,
+    // and is told again what it knew, as its runtime file does.
+    witness.phase("dskit is killed");
+    let seed = fleet.nodes[1].gossip_addr().unwrap().to_string();
+    drop(one);
+    one = dskit(1, "multi", &consul, &seed, &tokens).await.unwrap();
+    one.tell("/multi?primary=memberlist&mirror=true").await;
+    whole(&fleet, &[&one, &two], &before).await;
+    drop(two);
+    two = dskit(2, "multi", &consul, &seed, &tokens).await.unwrap();
+    two.tell("/multi?mirror=true").await;
+    wait_for_heartbeats(&fleet, 3).await;
+    whole(&fleet, &[&one, &two], &before).await;
+
+    // The same of ours: one that has flipped, and one that has not, end without a goodbye.
+    let mut seen = BTreeSet::new();
+    for number in [1, 2] {
+        let node = fleet.take(&fleet::id(number));
+        workload.retire(&node).await;
+        seen.extend(witness.stop());
+        node.stop().await;
+        let node = fleet.add(number).await;
+        for node in &fleet.nodes {
+            until_seen("all five are there", || ring_text(node), async || is_complete(node, ALL.len())).await;
+        }
+        witness = Witness::start(&fleet.nodes);
+        witness.phase("ours are killed");
+        reads(&node, if number == 1 { StoreKind::Memberlist } else { StoreKind::Consul }).await;
+        workload.add(&node);
+        workload.goes_on().await;
+        whole(&fleet, &[&one, &two], &before).await;
+    }
+    same_owners(&fleet.nodes[0], &one).await;
+
+    // Back: ours first, and a while with dskit alone on gossip.
+    witness.phase("back, ours");
+    first.write(FLIPPED_BACK);
+    fleet.primary(StoreKind::Consul).await;
+    wait_for_heartbeats(&fleet, 3).await;
+    whole(&fleet, &[&one, &two], &before).await;
+    witness.phase("back, all");
+    one.tell("/multi?primary=consul").await;
+    workload.goes_on().await;
+    wait_for_heartbeats(&fleet, 3).await;
+    whole(&fleet, &[&one, &two], &before).await;
+    for node in &fleet.nodes {
+        same_owners(node, &two).await;
+    }
+
+    // And once more, this time all the way.
+    witness.phase("there");
+    for (file, peer) in [(&first, &one), (&others, &two)] {
+        file.write(FLIPPED);
+        peer.tell("/multi?primary=memberlist").await;
+    }
+    fleet.primary(StoreKind::Memberlist).await;
+    workload.goes_on().await;
+    wait_for_heartbeats(&fleet, 3).await;
+    whole(&fleet, &[&one, &two], &before).await;
+    same_owners(&fleet.nodes[0], &two).await;
+    workload.stop().await.assert_lookups();
+    seen.extend(witness.stop());
+    assert!(seen.is_empty(), "living instances were missing or LEFT: {seen:#?}");
+    fleet.stop().await;
+}
+
+/// Waits until a node reads this store.
+async fn reads(node: &Node, store: StoreKind) {
+    let what = format!("{} reads {store}", node.id());
+    let reads = async || node.migration().is_some_and(|status| status.primary == store);
+    until_seen(&what, || node.migration(), reads).await;
 }
 
 /// Waits until every instance has sent so many more heartbeats, as all nodes of ours see it.

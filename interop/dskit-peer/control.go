@@ -24,6 +24,7 @@ func (p *peer) control() http.Handler {
 		"/get":      p.get,
 		"/put":      p.put,
 		"/remove":   p.remove,
+		"/delete":   p.delete,
 		"/owners":   p.owners,
 		"/state":    p.state,
 		"/readonly": p.readOnly,
@@ -73,6 +74,11 @@ func (p *peer) put(r *http.Request) (any, error) {
 // remove: takes an instance out of the ring, ?key=&id=, as the button "forget" of the ring's page does.
 func (p *peer) remove(r *http.Request) (any, error) {
 	return p.edit(r, func(desc *ring.Desc) { desc.RemoveIngester(r.FormValue("id")) })
+}
+
+// delete: deletes the key, ?key=.
+func (p *peer) delete(r *http.Request) (any, error) {
+	return "ok", p.store.Delete(r.Context(), r.FormValue("key"))
 }
 
 func (p *peer) edit(r *http.Request, change func(*ring.Desc)) (any, error) {

@@ -1,4 +1,5 @@
-//! Members that are Grafana's own code: `interop/dskit-peer`, built where there is Go.
+//! Members that are Grafana's own code: `interop/dskit-peer`, built where there is Go; and nodes of ours that gossip as they
+//! do.
 
 #![allow(dead_code, unreachable_pub, clippy::unwrap_used, reason = "every test uses its own part of this")]
 
@@ -10,10 +11,13 @@ use std::process::{Child, Command, Stdio};
 use std::sync::OnceLock;
 use std::time::Duration;
 
+use annulus::config::{Config, Profile, TransportKind};
+use annulus::{Node, Operation};
 use serde_json::Value;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 
+use crate::fleet::{self, RING, RING_KEY, until};
 use crate::support::{go, skip_or_fail, wait_until};
 
 /// How long a request may take. A compare-and-swap that changes nothing takes dskit nine seconds.
@@ -30,6 +34,56 @@ pub fn program() -> Option<&'static Path> {
         skip_or_fail("there is no go here to build interop/ with");
     }
     program.as_deref()
+}
+
+/// Which dskit it is: the commit that `interop/go.mod` names.
+pub fn version() -> String {
+    let modules = Path::new(env!("CARGO_MANIFEST_DIR")).join("interop/go.mod");
+    let modules = std::fs::read_to_string(modules).unwrap();
+    let line = modules.lines().find(|line| line.contains("github.com/grafana/dskit ")).expect("dskit is required");
+    line.rsplit('-').next().unwrap().to_owned()
+}
+
+/// Lets a node gossip as the Grafana databases do, over their transport, with the timings of [`DskitPeer::start`].
+pub fn gossip_like_grafana(config: &mut Config, label: &str) {
+    let memberlist = &mut config.memberlist;
+    memberlist.transport = TransportKind::Tcp;
+    memberlist.profile = Profile::Grafana;
+    memberlist.gossip_interval = Some(Duration::from_millis(100));
+    memberlist.pull_push_interval = Some(Duration::from_secs(2));
+    memberlist.probe_interval = Some(Duration::from_secs(2));
+    memberlist.probe_timeout = Some(Duration::from_secs(1));
+    memberlist.suspicion_mult = Some(4);
+    memberlist.rejoin_interval = Duration::from_secs(2);
+    memberlist.cluster_label = label.to_owned();
+    config.rings[0].heartbeat_timeout = Duration::from_secs(60);
+}
+
+/// Tokens and registration by id: what makes an instance the same one.
+pub type Identities = BTreeMap<String, (Vec<u32>, i64)>;
+
+/// The ring as a node of ours sees it.
+pub fn ours(node: &Node) -> Identities {
+    fleet::identities(node).into_iter().map(|(id, (tokens, registered))| (id, (tokens.to_vec(), registered))).collect()
+}
+
+/// The ring as dskit sees it, without those that left.
+pub async fn theirs(peer: &DskitPeer) -> Identities {
+    let ring = peer.ring(RING_KEY).await.into_iter();
+    ring.filter(|(_, it)| it.state != "LEFT").map(|(id, it)| (id, (it.tokens, it.registered))).collect()
+}
+
+/// Waits until both find the same owners for many keys. Each follows its store with a delay of its own.
+pub async fn same_owners(node: &Node, peer: &DskitPeer) {
+    let keys: Vec<u32> = (0..400_u32).map(|n| n.wrapping_mul(0x9E37_79B9)).collect();
+    let find = |key: &u32| {
+        let owners = node.ring(RING).get(*key, Operation::Write).unwrap();
+        let mut ids: Vec<String> = owners.ids().map(str::to_owned).collect();
+        ids.sort();
+        ids
+    };
+    let ours = || keys.iter().map(find).collect::<Vec<_>>();
+    until("dskit finds the owners that we find", async || peer.owners(&keys).await == ours()).await;
 }
 
 /// An instance as dskit sees it in a ring.
@@ -112,7 +166,8 @@ impl DskitPeer {
 
     async fn request(&self, path: &str) -> std::io::Result<String> {
         let mut stream = TcpStream::connect(self.http).await?;
-        stream.write_all(format!("GET {path} HTTP/1.0\r\n\r\n").as_bytes()).await?;
+        // Some pages are dskit's, and for people unless they are told otherwise.
+        stream.write_all(format!("GET {path} HTTP/1.0\r\nAccept: application/json\r\n\r\n").as_bytes()).await?;
         let mut answer = String::new();
         stream.read_to_string(&mut answer).await?;
         Ok(answer)
@@ -136,6 +191,24 @@ impl DskitPeer {
         let ring = self.tell(&format!("/get?key={key}")).await;
         let empty = serde_json::Map::new();
         ring["ingesters"].as_object().unwrap_or(&empty).iter().map(|(id, it)| (id.clone(), instance(it))).collect()
+    }
+
+    /// The members that it takes for alive or suspects, itself included: name and address.
+    pub async fn members(&self) -> BTreeMap<String, String> {
+        let page = self.tell("/memberlist").await;
+        let member = |it: &Value| {
+            let (name, ip) = (it["Name"].as_str().unwrap(), it["Addr"].as_str().unwrap());
+            (name.to_owned(), format!("{ip}:{}", it["Port"]))
+        };
+        page["SortedMembers"].as_array().unwrap().iter().map(member).collect()
+    }
+
+    /// Tells it to join through a node of ours.
+    ///
+    /// # Errors
+    /// What it said when it could not.
+    pub async fn join(&self, node: &Node) -> Result<Value, String> {
+        self.ask(&format!("/join?through={}", node.gossip_addr().unwrap())).await
     }
 
     /// Who owns each of these keys, names in order; an error is one text.

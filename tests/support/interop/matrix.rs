@@ -26,13 +26,16 @@ pub enum Peer {
     Alertmanager028,
     /// The Alertmanager of Debian's development branch.
     AlertmanagerSid,
+    /// Grafana's dskit: the same fork over another transport, with the stores and rings of its databases.
+    Dskit,
 }
 
-use Peer::{Alertmanager025, Alertmanager028, AlertmanagerSid, Grafana, Hashicorp, Serf09, Serf010};
+use Peer::{Alertmanager025, Alertmanager028, AlertmanagerSid, Dskit, Grafana, Hashicorp, Serf09, Serf010};
 
 impl Peer {
     /// All, in the order of the columns.
-    pub const ALL: [Self; 7] = [Hashicorp, Grafana, Serf09, Serf010, Alertmanager025, Alertmanager028, AlertmanagerSid];
+    pub const ALL: [Self; 8] =
+        [Hashicorp, Grafana, Serf09, Serf010, Alertmanager025, Alertmanager028, AlertmanagerSid, Dskit];
 
     /// The first words of its column's header; the version follows.
     pub fn title(self) -> &'static str {
@@ -41,13 +44,20 @@ impl Peer {
             Grafana => "grafana/memberlist",
             Serf09 | Serf010 => "Serf",
             Alertmanager025 | Alertmanager028 | AlertmanagerSid => "Alertmanager",
+            Dskit => "grafana/dskit",
         }
     }
 }
 
 const GO: &[Peer] = &[Hashicorp, Grafana];
 const GO_AND_SERF: &[Peer] = &[Hashicorp, Grafana, Serf09, Serf010];
-const LABELLED: &[Peer] = &[Hashicorp, Grafana, Alertmanager028, AlertmanagerSid];
+/// Those whose names can be chosen.
+const NAMED: &[Peer] = &[Hashicorp, Grafana, Serf09, Serf010, Dskit];
+const LABELLED: &[Peer] = &[Hashicorp, Grafana, Alertmanager028, AlertmanagerSid, Dskit];
+/// Over memberlist's own transport.
+const UDP: &[Peer] = &[Hashicorp, Grafana, Serf09, Serf010, Alertmanager025, Alertmanager028, AlertmanagerSid];
+/// Those that have rings.
+const RINGS: &[Peer] = &[Dskit];
 const ALL: &[Peer] = &Peer::ALL;
 
 macro_rules! scenarios {
@@ -81,9 +91,9 @@ scenarios! {
     /// Meta of a member, at the join and changed later.
     Metadata: "metadata both ways, and its changes", GO_AND_SERF;
     /// User messages in packets.
-    PacketMessages: "user messages both ways, UDP", ALL;
+    PacketMessages: "user messages both ways, UDP", UDP;
     /// User messages over streams.
-    StreamMessages: "user messages both ways, TCP", ALL;
+    StreamMessages: "user messages both ways, TCP", UDP;
     /// User state in push/pulls.
     PushPull: "push/pull state both ways", ALL;
     /// The peer says goodbye.
@@ -97,13 +107,13 @@ scenarios! {
     /// The same between peers alone, to compare with.
     DeathAmongThem: "(to compare) one of them notices another's death", ALL;
     /// The peer stands still until it is suspected, then goes on.
-    TheirRefutation: "it refutes our suspicion", ALL;
+    TheirRefutation: "it refutes our suspicion", UDP;
     /// We are cut off until we are suspected.
-    OurRefutation: "we refute its suspicion", ALL;
+    OurRefutation: "we refute its suspicion", UDP;
     /// The peer comes back with its name and another port.
-    TheirRestart: "it left, and returns with its name and another port", GO_AND_SERF;
+    TheirRestart: "it left, and returns with its name and another port", NAMED;
     /// We come back with our name and another port.
-    OurRestart: "we left, and return with our name and another port", GO_AND_SERF;
+    OurRestart: "we left, and return with our name and another port", NAMED;
     /// The peer was killed and comes back with its name and another port.
     TheirReturn: "it was killed, and returns with its name and another port", GO;
     /// The same of us.
@@ -115,7 +125,7 @@ scenarios! {
     /// Installing, using, removing.
     KeyRotation: "rotation of keys in a running cluster", GO_AND_SERF;
     /// Compression on either side.
-    Compression: "compression on and off on both sides", GO_AND_SERF;
+    Compression: "compression on and off on both sides", NAMED;
     /// Whole nodes, through the library's public API.
     WholeNode: "`annulus::Node` in its cluster: join, leave, death", &[
         Hashicorp, Grafana, Alertmanager025, Alertmanager028, AlertmanagerSid
@@ -123,9 +133,21 @@ scenarios! {
     /// The same nodes get other keys, through the same API.
     NodeKeyRotation: "`annulus::Node` changes its keys with the cluster", GO;
     /// Several versions at once.
-    MixedVersions: "all versions of it and us in one cluster", ALL;
+    MixedVersions: "all versions of it and us in one cluster", UDP;
     /// A minute of coming and going.
     Churn: "a minute of churn among up to 10, then all views agree", GO;
+    /// Instances of both in one ring.
+    Ring: "one ring: all instances on both sides, and the same owners", RINGS;
+    /// A value far above what a packet or a frame holds, which only a push/pull brings.
+    LargeState: "a ring of 2 MB by push/pull, both ways", RINGS;
+    /// Tombstones of instances.
+    Removal: "an instance removed by either stays removed", RINGS;
+    /// Tombstones of keys.
+    KeyDeletion: "a key deleted by either stays deleted", RINGS;
+    /// Killed, and started with the same id.
+    TheirInstance: "it is killed, and its instance returns with its tokens", RINGS;
+    /// The same of us.
+    OurInstance: "we are killed, and our instance returns with its tokens", RINGS;
 }
 
 /// Notes that a scenario was gone through with a peer, and how long what it waits for took.

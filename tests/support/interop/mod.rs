@@ -19,6 +19,25 @@ use std::time::{Duration, Instant};
 
 use crate::support::skip_or_fail;
 
+/// Runs each test with each version: `for_each_version! { [module: version, …] { test … } }`. A test is a function above the
+/// modules that takes the version.
+#[allow(unused_macros, reason = "every test uses its own part of this")]
+macro_rules! for_each_version {
+    ([$($module:ident: $version:expr),*] $tests:tt) => {
+        $(for_each_version! { @ $module, $version, $tests })*
+    };
+    (@ $module:ident, $version:expr, { $($test:ident)* }) => {
+        mod $module {
+            $(#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+            async fn $test() {
+                super::$test($version).await;
+            })*
+        }
+    };
+}
+#[allow(unused_imports, reason = "every test uses its own part of this")]
+pub(crate) use for_each_version;
+
 /// Longer than anything takes that does come, also on a machine with other work.
 pub const PATIENCE: Duration = Duration::from_secs(60);
 
