@@ -359,7 +359,7 @@ impl MultiCore {
             return;
         }
         for (key, readings) in &run.keys {
-            let absent = readings.first.is_some() && readings.last.is_some() && readings.secondary.is_none();
+            let absent = readings.first.is_some() && readings.last_now.is_some() && readings.secondary_now.is_none();
             let ring = report.rings.get(&**key).is_some_and(|ring| !ring.secondary_has_all());
             let value = report.values.get(&**key).is_some_and(|value| value.secondary_lacks > 0);
             if absent || ring || value {
