@@ -113,8 +113,8 @@ pub(crate) struct Membership {
     list: Arc<[Arc<Member>]>,
     /// The core's count of changes of labels when they were last published, and when that was.
     published_labels: (u64, Instant),
-    /// What had been refused when that was last written to the log.
-    logged: BTreeMap<&'static str, u64>,
+    /// What had been refused when that was last looked at for the log, and when that was.
+    logged: (BTreeMap<&'static str, u64>, Instant),
     timer: CoreTimer,
     inbound: HashMap<u64, oneshot::Sender<Option<Bytes>>>,
     next_inbound: u64,
@@ -163,7 +163,7 @@ impl Membership {
             published: (u64::MAX, now.mono),
             list: Arc::default(),
             published_labels: (0, now.mono),
-            logged: BTreeMap::new(),
+            logged: (BTreeMap::new(), now.mono),
             timer: CoreTimer::default(),
             inbound: HashMap::new(),
             next_inbound: 0,
@@ -279,6 +279,10 @@ impl Membership {
             return;
         }
         self.published.1 = now;
+        if now.saturating_duration_since(self.logged.1) >= REFUSALS_LOGGED {
+            self.logged.1 = now;
+            self.log_refusals();
+        }
         let shown = self.parts.members.load();
         if shown.health_score != self.swim.health_score()
             || shown.queued_broadcasts != self.swim.queued_broadcasts()
@@ -336,14 +340,14 @@ impl Membership {
         let refused = self.refused();
         let news: Vec<String> = refused
             .iter()
-            .map(|(reason, count)| (reason, count - self.logged.get(reason).unwrap_or(&0).min(count)))
+            .map(|(reason, count)| (reason, count - self.logged.0.get(reason).unwrap_or(&0).min(count)))
             .filter(|(_, count)| *count > 0)
             .map(|(reason, count)| format!("{reason}: {count}"))
             .collect();
         if !news.is_empty() {
             tracing::warn!(refused = %news.join(", "), "packets and messages were refused in the last minute");
         }
-        self.logged = refused;
+        self.logged.0 = refused;
     }
 
     fn set_timer(&mut self, ctx: &mut Context<Self>) {
@@ -375,7 +379,6 @@ impl Actor for Membership {
     fn started(&mut self, ctx: &mut Self::Context) {
         self.publish();
         self.pump(ctx);
-        ctx.run_interval(REFUSALS_LOGGED, |this, _| this.log_refusals());
         // Packets come one batch at a time: the next is taken when the last one is handled, so timers get their turn.
         ctx.add_stream(stream::unfold(self.parts.queue.clone(), |queue| async move {
             tokio::task::yield_now().await;

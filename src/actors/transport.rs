@@ -6,11 +6,14 @@
 //! own task under a deadline.
 
 use std::net::SocketAddr;
+use std::panic::resume_unwind;
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
-use actix::{Actor, Addr, Context, Handler, ResponseFuture, Supervised, WrapFuture};
+use actix::{Actor, ActorFutureExt, Addr, AsyncContext, Context, Handler, ResponseFuture, Supervised, WrapFuture};
 use bytes::Bytes;
+use tokio::task::JoinError;
+use tokio_util::task::AbortOnDropHandle;
 
 use super::keys::Wrapping;
 use super::membership::{Membership, StreamRequest};
@@ -45,6 +48,17 @@ impl TransportActor {
     pub(crate) fn new(parts: Arc<TransportParts>) -> Self {
         Self { parts }
     }
+
+    /// Runs a loop as a task of its own: an actor polls all its futures whenever one of them wakes it, and here that is
+    /// with every packet. The task ends with the actor's life, and its panic is the actor's.
+    fn attend(&self, work: impl Future<Output = ()> + 'static, ctx: &mut Context<Self>) {
+        let task = AbortOnDropHandle::new(tokio::task::spawn_local(work));
+        ctx.spawn(task.into_actor(self).map(|ended, _, _| {
+            if let Err(Ok(panic)) = ended.map_err(JoinError::try_into_panic) {
+                resume_unwind(panic);
+            }
+        }));
+    }
 }
 
 /// Opens a stream, writes `bytes`, and, if asked to, reads the one message that answers.
@@ -60,9 +74,8 @@ impl Actor for TransportActor {
     type Context = Context<Self>;
 
     fn started(&mut self, ctx: &mut Self::Context) {
-        use actix::AsyncContext;
-        ctx.spawn(receive(self.parts.clone()).into_actor(self));
-        ctx.spawn(accept(self.parts.clone()).into_actor(self));
+        self.attend(receive(self.parts.clone()), ctx);
+        self.attend(accept(self.parts.clone()), ctx);
     }
 }
 
