@@ -265,7 +265,10 @@ async fn without_labels_two_clusters_become_one_and_the_flip_brings_it_into_the_
         )
         .await;
         // It is no reason for the gate to close: the other store has all that this one has.
-        let open = |gates: &[annulus::migration::Gate]| gates.iter().any(|gate| gate.name == "parity" && gate.open);
+        // But it says so.
+        let open = |gates: &[annulus::migration::Gate]| {
+            gates.iter().any(|gate| gate.name == "parity" && gate.open && gate.warning.is_some())
+        };
         until_seen("the gate is open", || node.migration(), async || open(&node.migration().unwrap().gates)).await;
     }
     runtime.write(FLIPPED);

@@ -24,7 +24,7 @@ pub struct Gate {
     pub open: bool,
     /// What is so, in words.
     pub reason: String,
-    /// What will close it when it goes on like this.
+    /// What will close it when it goes on like this, or what an operator should know although it is open.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub warning: Option<String>,
 }
@@ -66,7 +66,7 @@ impl MultiCore {
             gate("backfill", self.backfill_gate(store)),
             gate("outbox", self.outbox_gate(other, now)),
             gate("lag", self.lag_gate(now)),
-            gate("parity", self.parity_gate(store, now)),
+            Gate { warning: self.strangers(store), ..gate("parity", self.parity_gate(store, now)) },
         ];
         if let Some((state, warning)) = self.size_gate() {
             gates.insert(1, Gate { warning, ..gate("size", state) });
@@ -134,6 +134,21 @@ impl MultiCore {
             "{store} lacks {keys} keys, {rings} instances, something of {values} other values: {moved:.2} % of the ring \
              would move"
         ))
+    }
+
+    /// What the other store has and this one has not does not close the gate: an instance that has just joined by way of
+    /// gossip is no reason to wait. But a flip makes owners of those instances, and they may be another cluster's.
+    fn strangers(&self, store: StoreKind) -> Option<String> {
+        let (_, report) = self.parity.last.as_ref()?;
+        let more: usize = report.rings.values().map(|ring| ring.only_secondary.count).sum();
+        (more > 0 && report.secondary_has_all).then(|| {
+            let moved = 100.0 * report.ownership_delta;
+            format!(
+                "{store} has {more} instances that {} has not: a flip would give them {moved:.2} % of the ring. Are they of \
+                 another cluster?",
+                report.primary
+            )
+        })
     }
 
     fn members_gate(&self) -> Result<String, String> {
