@@ -249,6 +249,9 @@ impl MultiCore {
                             too_large: sizes::named(&run.too_large.into_values().collect::<Vec<_>>()),
                         },
                     });
+                    if too_large > 0 {
+                        self.look_at_sizes_soon(now);
+                    }
                     self.compare_soon(now);
                 }
                 return;

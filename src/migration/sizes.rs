@@ -223,6 +223,22 @@ impl MultiCore {
         for key in &fits {
             self.fits_now(key);
         }
+        // A run that had given up a value, which became smaller before the run was over, has to be made good as well.
+        if over(&self.sizes.large).is_empty() {
+            self.copy_what_was_too_large();
+        }
+    }
+
+    /// A run of the backfill went on without some values: look soon whether they are still too large.
+    pub(super) fn look_at_sizes_soon(&mut self, now: Now) {
+        let soon = now.mono + WHILE_TOO_LARGE;
+        self.sizes.due = Some(self.sizes.due.map_or(soon, |due| due.min(soon)));
+    }
+
+    fn copy_what_was_too_large(&mut self) {
+        if self.durable.mirror && self.backfill.is_none() && self.backfilled.too_large > 0 {
+            self.start_backfill();
+        }
     }
 
     /// A value that was too large is smaller now, or gone: what waits for it is sent, and it is copied.
@@ -230,9 +246,7 @@ impl MultiCore {
         let store = self.config.kind(self.durable.primary.other());
         self.event(MigrationEvent::ValueFits { store, key: key.to_string() });
         self.durable.outbox[self.durable.primary.other().index()].retry_key_now(key);
-        if self.durable.mirror && self.backfill.is_none() && !self.backfilled.verified {
-            self.start_backfill();
-        }
+        self.copy_what_was_too_large();
     }
 
     /// The other store refused a value for its size, or would.

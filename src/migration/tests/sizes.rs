@@ -120,6 +120,37 @@ fn the_backfill_leaves_out_what_does_not_fit_says_so_and_copies_it_when_it_does(
 }
 
 #[test]
+fn a_value_that_goes_away_while_the_backfill_still_waits_for_others_is_no_reason_to_stay_unverified() {
+    let mut bench = Bench::with(sized());
+    let held = [("ring", 12), ("small", 1)];
+    serve(&mut bench, &held, &[]);
+    bench.runtime(mirror(true));
+    // The other store reads the one, which is found too large, and not the other one.
+    let mut tasks = bench.tasks();
+    while let Some((id, side, task)) = tasks.pop() {
+        let answer = match task {
+            Task::List { .. } => Ok(TaskResult::Keys(held.map(|(key, _)| key.to_owned()).to_vec())),
+            Task::Get { key } if side == Side::A => {
+                let count = held.iter().find(|(held, _)| *held == &*key).map(|(_, count)| entries(*count));
+                Ok(TaskResult::Value(count))
+            }
+            Task::Get { key } if &*key == "ring" => Ok(TaskResult::Value(None)),
+            _ => Err(StoreError::Unavailable { store: StoreKind::Consul, reason: "down".into() }),
+        };
+        bench.task_done(id, answer);
+        tasks.extend(bench.tasks());
+    }
+    assert!(bench.core.status(bench.now).backfill.running);
+    assert_eq!(bench.core.status(bench.now).backfill.too_large, 1);
+    // It is deleted, which is seen before the run is over.
+    for _ in 0..5 {
+        bench.wait(secs(31));
+        serve(&mut bench, &held[1..], &held[1..]);
+    }
+    assert!(bench.core.status(bench.now).backfill.verified, "{:?}", bench.core.status(bench.now));
+}
+
+#[test]
 fn what_the_store_refuses_for_its_size_waits_and_is_told_once() {
     let mut bench = Bench::with(sized());
     serve(&mut bench, &[], &[]);
