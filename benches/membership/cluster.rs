@@ -11,7 +11,7 @@ use serde_json::{Value, json};
 use tokio::sync::mpsc;
 use tokio::task::LocalSet;
 
-use crate::proc::{cpu_seconds, loopback, resident_kb};
+use crate::proc::{Memory, cpu_seconds, loopback};
 use crate::{ClusterOptions, Threads};
 
 const PORT: u16 = 7946;
@@ -23,7 +23,7 @@ pub(crate) fn main(nodes: usize, options: &ClusterOptions) -> Result<()> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     LocalSet::new().block_on(&runtime, async {
         let mut commands = commands();
-        let before = resident_kb()?;
+        let before = Memory::now()?;
         let mut cluster = Cluster::start(nodes, options).await?;
         println!(
             "{}",
@@ -41,7 +41,9 @@ pub(crate) fn main(nodes: usize, options: &ClusterOptions) -> Result<()> {
                 ["storm"] => cluster.storm(options.limit).await?,
                 ["idle", seconds] => {
                     let mut answer = cluster.idle(Duration::from_secs(seconds.parse()?)).await?;
-                    answer["rss_kb"] = json!((resident_kb()? - before) / nodes as f64);
+                    let after = Memory::now()?;
+                    answer["rss_kb"] = json!((after.resident - before.resident) / nodes as f64);
+                    answer["anon_kb"] = json!((after.anonymous - before.anonymous) / nodes as f64);
                     answer
                 }
                 ["kill"] => json!({ "dead_ms": cluster.kill_the_last(options.limit).await? }),

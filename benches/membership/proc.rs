@@ -18,11 +18,25 @@ pub(crate) fn cpu_seconds() -> Result<f64> {
     Ok(nanos as f64 / 1e9)
 }
 
-/// Resident memory of this process, in KiB.
-pub(crate) fn resident_kb() -> Result<f64> {
-    let status = fs::read_to_string("/proc/self/status")?;
-    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).context("no VmRSS in /proc/self/status")?;
-    Ok(line.trim().trim_end_matches("kB").trim().parse()?)
+/// Memory of this process that is resident, in KiB.
+#[derive(Clone, Copy)]
+pub(crate) struct Memory {
+    /// All of it: with the parts of the program's file that were used.
+    pub(crate) resident: f64,
+    /// What it made for itself: heap and stacks.
+    pub(crate) anonymous: f64,
+}
+
+impl Memory {
+    pub(crate) fn now() -> Result<Self> {
+        let status = fs::read_to_string("/proc/self/status")?;
+        let field = |name: &str| {
+            let line = status.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':'));
+            let line = line.with_context(|| format!("no {name} in /proc/self/status"))?;
+            anyhow::Ok(line.trim().trim_end_matches("kB").trim().parse()?)
+        };
+        Ok(Self { resident: field("VmRSS")?, anonymous: field("RssAnon")? })
+    }
 }
 
 /// What the loopback interface of this network namespace carried so far: bytes and packets.

@@ -40,6 +40,7 @@ const REST: &[Row] = &[
     ("idle: bytes/s a node", |result| result["idle_bytes_per_s"].as_f64()),
     ("idle: CPU a node, ms/s", |result| result["idle_cpu_ms_per_s"].as_f64()),
     ("resident memory a node, KiB", |result| result["rss_kb"].as_f64()),
+    ("of it heap and stacks, KiB", |result| result["anon_kb"].as_f64()),
 ];
 
 impl Report {

@@ -29,7 +29,7 @@ func main() {
 	limit := flag.Duration("limit", time.Minute, "longest wait for one phase")
 	flag.Parse()
 
-	before := residentKB()
+	before, anonymousBefore := memoryKB()
 	cluster := create(*nodes, *profile, *compression == "lzw")
 	answer(map[string]any{"program": "memberlist", "nodes": *nodes, "profile": *profile, "compression": *compression})
 	commands := bufio.NewScanner(os.Stdin)
@@ -45,7 +45,9 @@ func main() {
 				panic(err)
 			}
 			result := cluster.idle(time.Duration(seconds) * time.Second)
-			result["rss_kb"] = float64(residentKB()-before) / float64(*nodes)
+			resident, anonymous := memoryKB()
+			result["rss_kb"] = float64(resident-before) / float64(*nodes)
+			result["anon_kb"] = float64(anonymous-anonymousBefore) / float64(*nodes)
 			answer(result)
 		case len(words) == 1 && words[0] == "kill":
 			victim := *nodes - 1

@@ -16,19 +16,20 @@ func cpuSeconds() float64 {
 	return float64(usage.Utime.Sec+usage.Stime.Sec) + float64(usage.Utime.Usec+usage.Stime.Usec)/1e6
 }
 
-// residentKB is the resident memory of this process.
-func residentKB() int {
+// memoryKB is what is resident of this process, and of it what is heap and stacks rather than the program's file.
+func memoryKB() (resident, anonymous int) {
 	status, err := os.ReadFile("/proc/self/status")
 	if err != nil {
 		panic(err)
 	}
 	for line := range strings.Lines(string(status)) {
-		var kb int
-		if n, _ := fmt.Sscanf(line, "VmRSS: %d kB", &kb); n == 1 {
-			return kb
-		}
+		fmt.Sscanf(line, "VmRSS: %d kB", &resident)
+		fmt.Sscanf(line, "RssAnon: %d kB", &anonymous)
 	}
-	panic("/proc/self/status has no VmRSS")
+	if resident == 0 || anonymous == 0 {
+		panic("/proc/self/status has no VmRSS or no RssAnon")
+	}
+	return resident, anonymous
 }
 
 // loopback is what the loopback interface of this namespace carried so far: bytes and packets.
