@@ -4,25 +4,20 @@
 
 mod support;
 
-#[path = "support/fleet.rs"]
-mod fleet;
 #[path = "support/interop/mod.rs"]
 mod interop;
 
-use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
-use annulus::Node;
 use annulus::swim::SwimConfig;
 use annulus::wire::message::MemberState;
 use annulus::wire::{Compression, Key, Keyring, Label, PacketOptions};
 use base64::Engine as _;
-use fleet::live_members;
 use interop::core_node::CoreNode;
 use interop::go_peer::{GoPeer, Library, Settings};
 use interop::loopback::Loopback;
 use interop::matrix::{Scenario, passed};
-use interop::{PATIENCE, for_each_version, until};
+use interop::{for_each_version, until};
 
 for_each_version! {
     [hashicorp: super::Library::Hashicorp, grafana: super::Library::Grafana] {
@@ -487,147 +482,5 @@ async fn both_libraries_and_annulus_live_in_one_cluster() {
     tokio::join!(grafana.hears("for all of you"), ours.hears("for all of you"), third.hears("for all of you"));
     for peer in [(Library::Hashicorp, &hashicorp), (Library::Grafana, &grafana)] {
         passed(peer.0.peer(), peer.1.version(), Scenario::MixedVersions, took);
-    }
-}
-
-/// Whoever may come and go in the churn.
-enum Someone {
-    Core(CoreNode),
-    Node(Node),
-    Theirs(GoPeer),
-}
-
-impl Someone {
-    fn addr(&self) -> SocketAddr {
-        match self {
-            Self::Core(node) => node.addr(),
-            Self::Node(node) => node.gossip_addr().unwrap(),
-            Self::Theirs(peer) => peer.addr(),
-        }
-    }
-
-    async fn join(&self, seed: SocketAddr) {
-        match self {
-            Self::Core(node) => node.join(seed).await.unwrap(),
-            Self::Node(node) => drop(node.join(vec![seed]).await.unwrap()),
-            Self::Theirs(peer) => peer.join(seed).await.unwrap(),
-        }
-    }
-
-    async fn sees(&self, names: &[&str]) {
-        match self {
-            Self::Core(node) => node.sees(names).await,
-            Self::Node(node) => {
-                let what = format!("{} sees {names:?}", node.id());
-                until(&what, async || live_members(node), |seen| *seen == names).await
-            }
-            Self::Theirs(peer) => peer.sees(names).await,
-        };
-    }
-
-    async fn leave(self) {
-        match self {
-            Self::Core(node) => node.leave().await,
-            Self::Node(node) => drop(node.leave().await),
-            Self::Theirs(peer) => drop(peer.tell("leave").await),
-        }
-    }
-
-    async fn kill(self) {
-        match self {
-            Self::Core(node) => node.kill(),
-            Self::Node(node) => node.stop().await,
-            Self::Theirs(mut peer) => peer.kill(),
-        }
-    }
-}
-
-/// A whole node, with the timings of [`fast`] and always on the same port: its configuration does not say how soon a
-/// killed member's name is free for another address.
-async fn whole_node(number: usize, name: &str, at: &Loopback) -> Node {
-    let mut config = fleet::config(number + 1);
-    config.node.id = name.to_owned();
-    config.memberlist.bind_addr = vec![at.ip()];
-    config.memberlist.bind_port = 7946;
-    config.memberlist.gossip_interval = Some(Duration::from_millis(100));
-    config.memberlist.probe_interval = Some(Duration::from_millis(500));
-    config.memberlist.probe_timeout = Some(Duration::from_millis(200));
-    config.memberlist.suspicion_mult = Some(4);
-    Node::builder(name).config(config).start().await.unwrap()
-}
-
-/// How long members come and go.
-const CHURN: Duration = Duration::from_secs(60);
-
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn after_a_minute_of_churn_all_views_agree() {
-    const SIZE: usize = 10;
-    if Library::Hashicorp.program().is_none() || Library::Grafana.program().is_none() {
-        return;
-    }
-    let homes: [Loopback; SIZE] = std::array::from_fn(|_| Loopback::lease());
-    let names: [String; SIZE] = std::array::from_fn(|number| format!("member-{number}"));
-    let mut versions = [String::new(), String::new()];
-    let config = SwimConfig { dead_reclaim_time: Duration::from_secs(1), ..fast() };
-    let settings = Settings::fast().with("dead-reclaim-time", "1s");
-    // Half of them ours.
-    let mut start = async |number: usize| match number % 4 {
-        0 => Someone::Core(core(&names[number], &homes[number], config.clone())),
-        2 => Someone::Node(whole_node(number, &names[number], &homes[number]).await),
-        odd => {
-            let library = if odd == 1 { Library::Hashicorp } else { Library::Grafana };
-            let peer = GoPeer::start(library, &names[number], &homes[number], settings.clone()).await.unwrap();
-            versions[odd / 2] = peer.version().to_owned();
-            Someone::Theirs(peer)
-        }
-    };
-    let mut members: Vec<Option<Someone>> = Vec::new();
-    for number in 0..SIZE {
-        members.push(Some(start(number).await));
-    }
-    let first = members[0].as_ref().unwrap().addr();
-    for member in members[1..].iter().flatten() {
-        member.join(first).await;
-    }
-
-    // The same story each time, as far as processes and networks have one.
-    let mut random = <rand::rngs::StdRng as rand::SeedableRng>::seed_from_u64(20_260_101);
-    let (begin, mut left, mut killed, mut started) = (Instant::now(), 0, 0, 0);
-    while begin.elapsed() < CHURN {
-        let number = rand::RngExt::random_range(&mut random, 0..SIZE);
-        let there = members.iter().flatten().count();
-        match members[number].take() {
-            Some(member) if there <= 3 => members[number] = Some(member),
-            Some(member) if rand::RngExt::random(&mut random) => {
-                left += 1;
-                member.leave().await;
-            }
-            Some(member) => {
-                killed += 1;
-                member.kill().await;
-            }
-            None => {
-                started += 1;
-                let member = start(number).await;
-                let seed = members.iter().flatten().next().unwrap().addr();
-                member.join(seed).await;
-                members[number] = Some(member);
-            }
-        }
-        let pause = Duration::from_millis(rand::RngExt::random_range(&mut random, 200..1_200));
-        tokio::time::sleep(pause).await;
-    }
-    assert!(left > 0 && killed > 0 && started > 0, "{left} left, {killed} were killed, {started} came");
-
-    let end = Instant::now();
-    let alive: Vec<&str> =
-        (0..SIZE).filter(|number| members[*number].is_some()).map(|number| names[number].as_str()).collect();
-    for member in members.iter().flatten() {
-        member.sees(&alive).await;
-    }
-    println!("churn: {left} left, {killed} were killed, {started} came; {} are there at the end", alive.len());
-    assert!(end.elapsed() < PATIENCE);
-    for (library, version) in [Library::Hashicorp, Library::Grafana].into_iter().zip(&versions) {
-        passed(library.peer(), version, Scenario::Churn, end.elapsed());
     }
 }

@@ -43,6 +43,11 @@ impl Version {
         }
     }
 
+    /// Whether it was fetched. Says so where it was not.
+    pub fn is_here(self) -> bool {
+        fetched(self.fetched_as(), "prometheus-alertmanager").is_some()
+    }
+
     /// The package's version.
     pub fn number(self) -> String {
         package_version(self.fetched_as())
@@ -193,6 +198,11 @@ impl Alertmanager {
         };
         let what = format!("{} has the silence {comment:.40}", self.addr);
         until(&what, comments, |comments| comments.iter().any(|one| one == comment)).await
+    }
+
+    /// Whether it still runs.
+    pub fn runs(&mut self) -> bool {
+        self.process.runs()
     }
 
     /// Asks it to end: it says goodbye.

@@ -135,7 +135,7 @@ scenarios! {
     /// Several versions at once.
     MixedVersions: "all versions of it and us in one cluster", UDP;
     /// A minute of coming and going.
-    Churn: "a minute of churn among up to 10, then all views agree", GO;
+    Churn: "a minute of churn among up to 10, then all views agree", UDP;
     /// Instances of both in one ring.
     Ring: "one ring: all instances on both sides, and the same owners", RINGS;
     /// A value far above what a packet or a frame holds, which only a push/pull brings.

@@ -45,7 +45,7 @@ pub const PATIENCE: Duration = Duration::from_secs(60);
 /// shows what was there in the end.
 ///
 /// Slower than `support::wait_until`: what is asked here often costs a process.
-pub async fn until<T: Debug>(what: &str, seen: impl AsyncFn() -> T, holds: impl Fn(&T) -> bool) -> Duration {
+pub async fn until<T: Debug>(what: &str, seen: impl AsyncFn() -> T, mut holds: impl FnMut(&T) -> bool) -> Duration {
     let begin = Instant::now();
     loop {
         let now = seen().await;

@@ -39,6 +39,11 @@ impl Version {
         }
     }
 
+    /// Whether it was fetched. Says so where it was not.
+    pub fn is_here(self) -> bool {
+        fetched(self.fetched_as(), "serf").is_some()
+    }
+
     /// The package's version.
     pub fn number(self) -> String {
         package_version(self.fetched_as())
