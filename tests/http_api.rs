@@ -204,6 +204,32 @@ async fn metrics_are_open_metrics() {
 }
 
 #[tokio::test]
+async fn metrics_tell_the_phase_and_how_long_a_watch_has_heard_nothing() {
+    let served = served(config()).await;
+    let page = || served.node.metrics();
+    let age = || -> Option<f64> {
+        let page = page();
+        let line = page.lines().find_map(|line| line.strip_prefix(r#"annulus_watch_age_seconds{store="inmemory"} "#));
+        line.map(|age| age.parse().unwrap())
+    };
+    let phases = ["solo", "wired", "dual", "flipping", "flipped"];
+    for phase in phases {
+        let line = format!("annulus_migration_phase{{phase=\"{phase}\"}} {}\n", u8::from(phase == "solo"));
+        assert!(page().contains(&line), "{}", page());
+    }
+    assert_eq!(age(), Some(0.0));
+    served.memory.set_available(false);
+    assert!(wait_until(DEADLINE, async || age() > Some(0.05)).await, "{:?}", age());
+    // Said once more, it is still the same outage.
+    let before = age();
+    served.memory.set_available(false);
+    assert!(age() > before);
+    served.memory.set_available(true);
+    assert_eq!(age(), Some(0.0));
+    served.end().await;
+}
+
+#[tokio::test]
 async fn members_are_shown_with_their_state() {
     let network = MemoryNetwork::new();
     let start = async |name: &str, seeds: &[&str], port: u16| {

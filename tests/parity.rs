@@ -101,9 +101,14 @@ async fn a_fleet_knows_before_each_step_that_it_is_safe_and_can_go_back() {
     }
     shadows_agree(&fleet).await;
     let metrics = node.metrics();
-    for metric in
-        ["annulus_parity_secondary_has_all 1", "annulus_rollback_safe 1", r#"annulus_gate_open{gate="parity"} 1"#]
-    {
+    for metric in [
+        "annulus_parity_secondary_has_all 1",
+        "annulus_rollback_safe 1",
+        r#"annulus_gate_open{gate="parity"} 1"#,
+        r#"annulus_migration_phase{phase="flipped"} 1"#,
+        r#"annulus_migration_phase{phase="dual"} 0"#,
+        r#"annulus_watch_age_seconds{store="inmemory"} 0.0"#,
+    ] {
         assert!(metrics.contains(metric), "{metric} is not in\n{metrics}");
     }
     assert!(metrics.contains("annulus_parity_ownership_delta_ratio 0.0"), "{metrics}");
