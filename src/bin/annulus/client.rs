@@ -35,6 +35,14 @@ pub(crate) struct Target {
     token_file: Option<PathBuf>,
 }
 
+/// Which nodes must have been named.
+#[derive(Debug, clap::Args)]
+pub(crate) struct Scope {
+    /// Go on although members of the cluster were not named with --node, because they are changed in another way.
+    #[arg(long)]
+    pub(crate) partial: bool,
+}
+
 /// Asks one node.
 pub(crate) struct Client {
     url: String,
