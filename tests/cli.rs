@@ -609,29 +609,27 @@ fn a_second_signal_ends_an_agent_at_once() {
     assert_eq!(agent.ends_with(), Some(1));
 }
 
-/// Every command, in the order of the page.
-const COMMANDS: &[&str] = &[
-    "",
-    "agent",
-    "members",
-    "ring",
-    "ring lookup",
-    "ring forget",
-    "ring watch",
-    "kv",
-    "kv get",
-    "kv put",
-    "kv delete",
-    "kv list",
-    "kv watch",
-    "migrate",
-    "migrate status",
-    "config",
-    "config check",
-    "config print",
-    "config reference",
-    "decode",
-];
+/// The help of a command and of all below it, in the order in which the help lists them.
+fn helps(command: &str) -> Vec<(String, String)> {
+    let arguments: Vec<_> = command.split_whitespace().chain(["--help"]).collect();
+    let help = stdout(&run(&arguments));
+    let listed = help.lines().skip_while(|line| *line != "Commands:").skip(1).take_while(|line| !line.is_empty());
+    // A name is indented by two; what does not fit behind it goes on in lines that are indented further.
+    let names = listed.filter_map(|line| line.strip_prefix("  ")?.split(' ').next()).filter(|name| !name.is_empty());
+    let below: Vec<_> = names.filter(|name| *name != "help").map(|name| format!("{command} {name}")).collect();
+    let mut all = vec![(command.trim().to_owned(), help)];
+    all.extend(below.iter().flat_map(|command| helps(command)));
+    all
+}
+
+#[test]
+fn the_help_leads_to_every_command() {
+    let commands: Vec<_> = helps("").into_iter().map(|(command, _)| command).collect();
+    for known in ["", "agent", "ring lookup", "migrate preflight", "label plan", "keygen", "keys remove", "decode"] {
+        assert!(commands.contains(&known.to_owned()), "{known:?} is not in {commands:?}");
+    }
+    assert!(!commands.iter().any(|command| command.ends_with("help")), "{commands:?}");
+}
 
 /// `ANNULUS_WRITE_DOCS=1 cargo test --test cli` writes the page anew.
 #[test]
@@ -647,9 +645,7 @@ Exit codes: 0 done, 1 refused or failed (a line on standard error says why), 2 w
 nothing else; commands that watch print one a line. Names that come from the network are escaped in text.
 "
     .to_owned();
-    for command in COMMANDS {
-        let arguments: Vec<_> = command.split_whitespace().chain(["--help"]).collect();
-        let help = stdout(&run(&arguments));
+    for (command, help) in helps("") {
         write!(page, "\n## {}\n\n```text\n{}\n```\n", format!("annulus {command}").trim(), help.trim_end()).unwrap();
     }
     let path = PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/docs/reference/cli.md"));
