@@ -165,7 +165,7 @@ impl Default for RuntimeConfigFiles {
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct MigrationConfig {
-    /// Show the guided migration and answer its commands.
+    /// The guided migration over the fleet; `true` is refused, because this version does not have it.
     pub enabled: bool,
     /// The old store is being removed: running nodes keep their primary although the runtime section is gone.
     pub teardown: bool,
