@@ -18,7 +18,7 @@ const MAX_LINE: usize = 128 << 20;
 /// Which node is asked.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Target {
-    /// The node to ask. `keys` asks several: name each, or separate them by commas.
+    /// The node to ask. `keys` and `migrate preflight` ask several: name each, or separate them by commas.
     #[arg(
         long,
         global = true,
