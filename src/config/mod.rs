@@ -167,7 +167,8 @@ impl Default for RuntimeConfigFiles {
 pub struct MigrationConfig {
     /// The guided migration over the fleet; `true` is refused, because this version does not have it.
     pub enabled: bool,
-    /// The old store is being removed: running nodes keep their primary although the runtime section is gone.
+    /// Says to people and tools that the old store is going: the way back of a node with two stores is shown as impossible.
+    /// Changes nothing else.
     pub teardown: bool,
     /// A node flips only while every gate is open; until then it stays on the old primary, says why, and keeps trying.
     pub require_parity: bool,
