@@ -488,6 +488,33 @@ async fn events_are_streamed_as_they_happen() {
 }
 
 #[tokio::test]
+async fn steps_of_a_migration_are_events_with_the_names_that_the_log_has() {
+    let dir = tempfile::tempdir().unwrap();
+    let runtime = dir.path().join("runtime.yaml");
+    std::fs::write(&runtime, "multi_kv_config: {}\n").unwrap();
+    let two_stores = config().multi(KvStore::Inmemory, KvStore::Memberlist).bind("127.0.0.1".parse().unwrap(), 0);
+    let follows = two_stores.runtime_config_file(&runtime);
+    let served = served(follows.with(|config| config.runtime_config.period = Duration::from_millis(20))).await;
+    let mut events = Events::open(&served, "/api/v1/events").await;
+    std::fs::write(&runtime, "multi_kv_config: { mirror_enabled: true }\n").unwrap();
+    let mut steps = Vec::new();
+    while steps.last().is_none_or(|(step, _)| step != "backfill_verified") {
+        let event = events.next().await.unwrap();
+        if event["event"] == "migration" {
+            steps.push((event["step"].as_str().unwrap().to_owned(), event["what"].as_str().unwrap().to_owned()));
+        }
+    }
+    for (step, what) in [("mirror_enabled", "mirroring is on"), ("phase", "from phase wired to dual")] {
+        assert!(steps.contains(&(step.to_owned(), what.to_owned())), "{step} is not in {steps:?}");
+    }
+    let page = std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/docs/operations.md")).unwrap();
+    for (step, _) in &steps {
+        assert!(page.contains(&format!("`{step}`")), "{step} is not explained in docs/operations.md");
+    }
+    served.end().await;
+}
+
+#[tokio::test]
 async fn a_server_that_shuts_down_ends_its_streams() {
     let served = served(config()).await;
     let mut events = Events::open(&served, "/api/v1/events").await;
