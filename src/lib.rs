@@ -39,6 +39,7 @@
 //! | `consul-tls` | no | TLS to Consul |
 //! | `etcd` | yes, with `cli` | the etcd store |
 //! | `etcd-tls` | no | TLS to etcd |
+//! | `dns-srv` | no | `dnssrv+name` and `dnssrvnoa+name` in `join_members` |
 //! | `http` | yes | the JSON API, metrics, and the server that the agent runs |
 //! | `cli` | yes | the `annulus` binary |
 //!

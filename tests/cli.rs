@@ -400,6 +400,187 @@ fn keys_are_changed_on_all_nodes_or_on_none() {
     assert!(!listed.contains(key.trim()));
 }
 
+/// A runtime file that a test changes while agents run.
+struct RuntimeFile(TempDir);
+
+impl RuntimeFile {
+    fn new() -> Self {
+        let file = Self(TempDir::new().unwrap());
+        file.write("multi_kv_config: {}\n");
+        file
+    }
+
+    fn path(&self) -> PathBuf {
+        self.0.path().join("runtime.yaml")
+    }
+
+    fn write(&self, text: &str) {
+        let next = self.0.path().join("next");
+        fs::write(&next, text).unwrap();
+        fs::rename(&next, self.path()).unwrap();
+    }
+
+    /// A configuration with two stores that follows this file.
+    fn config(&self, primary: &str, secondary: &str) -> String {
+        let stores = format!("kv: {{ store: multi, multi: {{ primary: {primary}, secondary: {secondary} }} }}\n");
+        let follows = format!("runtime_config: {{ file: ['{}'], period: 100ms }}\n", self.path().display());
+        // A write that waits for the mirror closes a gate for a moment. Here nobody writes meanwhile.
+        let quiet = GOOD.replace("num_tokens: 4", "num_tokens: 4, heartbeat_period: 10m, heartbeat_timeout: 1h");
+        format!("{quiet}{stores}{follows}")
+    }
+}
+
+const MIRROR: &str = "multi_kv_config: { mirror_enabled: true }\n";
+
+fn json_of(output: &Output) -> Value {
+    serde_json::from_slice(&output.stdout).unwrap_or_else(|error| panic!("{error}: {output:?}"))
+}
+
+fn text_of(output: &Output) -> String {
+    String::from_utf8(output.stdout.clone()).unwrap()
+}
+
+/// The lines of a text with one blank between its words, however wide its columns are.
+fn lines_of(text: &str) -> Vec<String> {
+    text.lines().map(|line| line.split_whitespace().collect::<Vec<_>>().join(" ")).collect()
+}
+
+#[test]
+fn parity_and_preflight_of_one_node_exit_1_until_the_stores_are_equal() {
+    let runtime = RuntimeFile::new();
+    let agent = Agent::start(&runtime.config("inmemory", "memberlist"));
+    let (parity, preflight) = (["migrate", "parity"], ["migrate", "preflight"]);
+    let as_json = |command: &[&str]| agent.ask(&[command, &["--output", "json"]].concat());
+
+    // The other store is empty. What differs is an answer, not an error.
+    let output = as_json(&parity);
+    assert_ends(&output, 1, &[]);
+    assert!(output.stderr.is_empty(), "{output:?}");
+    let report = json_of(&output);
+    assert_eq!((&report["equal"], &report["secondary"]), (&json!(false), &json!("memberlist")));
+    assert_eq!(report["only_primary"], json!({ "count": 1, "ids": ["collectors/ring"] }));
+    assert_eq!(report["ownership_delta"], 1.0);
+    let output = agent.ask(&parity);
+    assert_ends(&output, 1, &[]);
+    let lines = lines_of(&text_of(&output));
+    for line in [
+        "verdict DIFFERENT",
+        "a flip moves 100.00 % of the ring, replica sets 100.00 %",
+        "keys missing in secondary 1: collectors/ring",
+    ] {
+        assert!(lines.contains(&line.to_owned()), "{line:?} is not in {lines:#?}");
+    }
+    let output = as_json(&preflight);
+    assert_ends(&output, 1, &[]);
+    let report = json_of(&output);
+    assert_eq!((&report["safe"], &report["nodes"][0]["node"]), (&json!(false), &json!("n1")));
+    let reasons = report["in_the_way"].as_array().unwrap();
+    assert!(reasons.iter().any(|reason| *reason == "n1: mirroring is off"), "{report}");
+    let output = agent.ask(&preflight);
+    assert_ends(&output, 1, &[]);
+    let text = text_of(&output);
+    assert!(text.contains("NOT SAFE YET:\n") && text.contains("  n1: mirroring is off\n"), "{text}");
+    assert!(!text.contains("safe: nothing"), "{text}");
+
+    runtime.write(MIRROR);
+    agent.eventually(&["migrate", "preflight", "--output", "json"], |report| report["safe"] == true);
+    agent.eventually(&["migrate", "parity", "--output", "json"], |report| report["equal"] == true);
+    let lines = lines_of(&agent.text(&parity));
+    for line in [
+        "verdict equal",
+        "a flip moves 0.00 % of the ring, replica sets 0.00 %",
+        "keys missing in secondary 0",
+        "collectors/ring: instances 1 = 1",
+    ] {
+        assert!(lines.contains(&line.to_owned()), "{line:?} is not in {lines:#?}");
+    }
+    let text = agent.text(&preflight);
+    assert!(
+        text.contains("n1    dual   inmemory  memberlist") && text.contains("\nsafe: nothing is in the way\n"),
+        "{text}"
+    );
+}
+
+#[test]
+fn a_node_with_one_store_has_neither_parity_nor_preflight() {
+    let agent = Agent::start(GOOD);
+    for command in ["parity", "preflight"] {
+        let output = agent.ask(&["migrate", command]);
+        assert_ends(&output, 1, &["annulus: this node has one store; kv.store: multi has two"]);
+        assert!(output.stdout.is_empty(), "{output:?}");
+    }
+}
+
+#[test]
+fn preflight_of_a_fleet_counts_everybody_who_was_not_asked_unless_it_is_partial() {
+    let runtime = RuntimeFile::new();
+    let config = runtime.config("memberlist", "inmemory");
+    let first = Agent::start(&config);
+    let address = first.json(&["members"])["members"][0]["address"].as_str().unwrap().to_owned();
+    let joins = format!("bind_port: 0, join_members: ['{address}']");
+    let second = Agent::start(&config.replace("bind_port: 0", &joins).replace("n1", "n2"));
+    // A member that cannot be asked, as those of the Grafana family.
+    let third = Agent::start(&GOOD.replace("bind_port: 0", &joins).replace("n1", "n3"));
+    for agent in [&first, &second, &third] {
+        let all = |answer: &Value| answer["rings"][0]["instances"].as_array().is_some_and(|all| all.len() == 3);
+        agent.eventually(&["ring", "--output", "json"], all);
+        let all = |answer: &Value| answer["members"].as_array().is_some_and(|all| all.len() == 3);
+        agent.eventually(&["members", "--output", "json"], all);
+    }
+    let both = format!("{},{}", first.url, second.url);
+    let preflight = |nodes: &str, more: &[&str]| run(&[&["migrate", "preflight", "--node", nodes], more].concat());
+    let in_the_way = |output: &Output| -> Vec<String> {
+        let report = json_of(output);
+        report["in_the_way"].as_array().unwrap().iter().map(|reason| reason.as_str().unwrap().to_owned()).collect()
+    };
+
+    let output = preflight(&both, &["--partial", "--output", "json"]);
+    assert_ends(&output, 1, &[]);
+    for reason in ["n1: mirroring is off", "n2: mirroring is off"] {
+        assert!(in_the_way(&output).contains(&reason.to_owned()), "{output:?}");
+    }
+    runtime.write(MIRROR);
+    let partial = ["migrate", "preflight", "--node", &both, "--partial", "--output", "json"];
+    first.eventually(&partial, |report| report["safe"] == true);
+
+    let forgotten = "not asked, though in the cluster: n3";
+    let report = json_of(&preflight(&both, &partial[4..]));
+    assert_eq!((&report["in_the_way"], &report["warnings"]), (&json!([]), &json!([forgotten])));
+    let text = stdout(&preflight(&both, &["--partial"]));
+    assert!(
+        text.contains("\nsafe: nothing is in the way\n") && text.contains(&format!("warning: {forgotten}\n")),
+        "{text}"
+    );
+    assert!(
+        text.lines().any(|line| line.starts_with("n1 ")) && text.lines().any(|line| line.starts_with("n2 ")),
+        "{text}"
+    );
+
+    let output = preflight(&both, &[]);
+    assert_ends(&output, 1, &[]);
+    let text = text_of(&output);
+    assert!(text.contains("NOT SAFE YET:\n") && text.contains(forgotten) && text.contains("give --partial"), "{text}");
+
+    // Whoever asks one node is told of that node, and whom it does not speak for.
+    let report = json_of(&preflight(&first.url, &["--output", "json"]));
+    assert_eq!(
+        (&report["safe"], &report["warnings"]),
+        (&json!(true), &json!(["not asked, though in the cluster: n2, n3"]))
+    );
+
+    // A node that was named and does not answer is in the way, partial or not.
+    let free = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let output = preflight(&format!("{both},{free}"), &["--partial", "--output", "json"]);
+    assert_ends(&output, 1, &[]);
+    let reasons = in_the_way(&output);
+    assert!(matches!(&reasons[..], [reason] if reason.contains("cannot reach the node at")), "{reasons:?}");
+    let output = preflight(&format!("{both},{}", third.url), &["--output", "json"]);
+    assert_ends(&output, 1, &[]);
+    assert!(in_the_way(&output).iter().any(|reason| reason.contains("has one store")), "{output:?}");
+
+    assert_ends(&run(&["migrate", "parity", "--node", &both]), 1, &["asks one node"]);
+}
+
 #[test]
 fn label_status_counts_and_label_plan_says_what_comes_next() {
     let (first, _second, _) = encrypted_pair();
@@ -609,29 +790,27 @@ fn a_second_signal_ends_an_agent_at_once() {
     assert_eq!(agent.ends_with(), Some(1));
 }
 
-/// Every command, in the order of the page.
-const COMMANDS: &[&str] = &[
-    "",
-    "agent",
-    "members",
-    "ring",
-    "ring lookup",
-    "ring forget",
-    "ring watch",
-    "kv",
-    "kv get",
-    "kv put",
-    "kv delete",
-    "kv list",
-    "kv watch",
-    "migrate",
-    "migrate status",
-    "config",
-    "config check",
-    "config print",
-    "config reference",
-    "decode",
-];
+/// The help of a command and of all below it, in the order in which the help lists them.
+fn helps(command: &str) -> Vec<(String, String)> {
+    let arguments: Vec<_> = command.split_whitespace().chain(["--help"]).collect();
+    let help = stdout(&run(&arguments));
+    let listed = help.lines().skip_while(|line| *line != "Commands:").skip(1).take_while(|line| !line.is_empty());
+    // A name is indented by two; what does not fit behind it goes on in lines that are indented further.
+    let names = listed.filter_map(|line| line.strip_prefix("  ")?.split(' ').next()).filter(|name| !name.is_empty());
+    let below: Vec<_> = names.filter(|name| *name != "help").map(|name| format!("{command} {name}")).collect();
+    let mut all = vec![(command.trim().to_owned(), help)];
+    all.extend(below.iter().flat_map(|command| helps(command)));
+    all
+}
+
+#[test]
+fn the_help_leads_to_every_command() {
+    let commands: Vec<_> = helps("").into_iter().map(|(command, _)| command).collect();
+    for known in ["", "agent", "ring lookup", "migrate preflight", "label plan", "keygen", "keys remove", "decode"] {
+        assert!(commands.contains(&known.to_owned()), "{known:?} is not in {commands:?}");
+    }
+    assert!(!commands.iter().any(|command| command.ends_with("help")), "{commands:?}");
+}
 
 /// `ANNULUS_WRITE_DOCS=1 cargo test --test cli` writes the page anew.
 #[test]
@@ -647,9 +826,7 @@ Exit codes: 0 done, 1 refused or failed (a line on standard error says why), 2 w
 nothing else; commands that watch print one a line. Names that come from the network are escaped in text.
 "
     .to_owned();
-    for command in COMMANDS {
-        let arguments: Vec<_> = command.split_whitespace().chain(["--help"]).collect();
-        let help = stdout(&run(&arguments));
+    for (command, help) in helps("") {
         write!(page, "\n## {}\n\n```text\n{}\n```\n", format!("annulus {command}").trim(), help.trim_end()).unwrap();
     }
     let path = PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/docs/reference/cli.md"));

@@ -360,6 +360,7 @@ fn combinations_that_cannot_work_are_refused() {
         (vec!["memberlist.udp_buffer_size=1MiB"], "memberlist.udp_buffer_size"),
         (vec!["runtime_config.file=a.yaml", "runtime_config.period=0s"], "runtime_config.period"),
         (vec!["runtime_config.file=http://x/y"], "runtime_config.file[0]"),
+        (vec!["migration.enabled=true"], "migration.enabled"),
         (vec!["http.listen=localhost:8080"], "http.listen"),
     ] {
         let found = problems(&assignments);

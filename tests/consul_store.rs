@@ -7,6 +7,7 @@ mod support;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use annulus::clock::Now;
 use annulus::kv::{CasAction, CasOutcome, Codecs, KeyChange, SharedStore, Store, StoreError, Value, Watch};
 use annulus::stores::consul::{ConsulConfig, ConsulStore, VALUE_LIMIT};
 use base64::Engine as _;
@@ -318,6 +319,32 @@ async fn a_server_that_hangs_is_a_timeout_until_it_goes_on() {
     assert!(wait_until(PATIENCE, hangs).await);
     consul.resume();
     assert!(wait_until(PATIENCE, async || store.get("key").await.is_ok()).await);
+}
+
+#[tokio::test]
+async fn a_watch_that_gets_no_answer_grows_old_and_one_that_gets_no_news_does_not() {
+    let Some(consul) = Consul::start() else { return };
+    set(&open(config(consul.host())), "key", "a", "x").await.unwrap();
+    let store = open(ConsulConfig { http_client_timeout: Duration::from_millis(400), ..config(consul.host()) });
+    let mut watch = store.watch_key("key");
+    assert_eq!(store.watch_age(Now::read()), None, "nobody has read a watch yet");
+    assert_eq!(notes(&next(&mut watch).await).get("a"), Some("x"));
+    // Consul answers each time that its patience is over, with nothing new.
+    for _ in 0..3 {
+        let earlier = Now::read();
+        let answered = async || {
+            let now = Now::read();
+            store.watch_age(now).is_some_and(|age| age < now.mono - earlier.mono)
+        };
+        assert!(wait_until(PATIENCE, answered).await);
+    }
+    consul.pause();
+    let old = async || store.watch_age(Now::read()) > Some(Duration::from_secs(2));
+    assert!(wait_until(PATIENCE, old).await);
+    consul.resume();
+    assert!(wait_until(PATIENCE, async || store.watch_age(Now::read()) < Some(Duration::from_secs(2))).await);
+    drop(watch);
+    assert!(wait_until(PATIENCE, async || store.watch_age(Now::read()).is_none()).await);
 }
 
 #[tokio::test]

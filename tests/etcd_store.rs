@@ -7,6 +7,7 @@ mod support;
 use std::sync::Arc;
 use std::time::Duration;
 
+use annulus::clock::Now;
 use annulus::kv::{CasAction, CasOutcome, Codecs, KeyChange, SharedStore, Store, StoreError, Value, Watch};
 use annulus::stores::etcd::{EtcdConfig, EtcdStore, REQUEST_LIMIT};
 use futures_util::StreamExt as _;
@@ -345,18 +346,26 @@ async fn a_server_that_hangs_is_a_timeout_and_watches_say_that_they_lost_it() {
     let relay = Relay::start(etcd.addr()).await;
     let store = open(EtcdConfig { request_timeout: Duration::from_secs(1), ..config(relay.host()) });
     let (mut watch, mut quiet) = (store.watch_key("key"), store.watch_prefix("none/"));
+    assert_eq!(store.watch_age(Now::read()), None, "nobody has read a watch yet");
     assert_eq!(notes(&next(&mut watch).await).get("a"), Some("before"));
+    let heard = Now::read();
     relay.set(Line::Stuck);
     let hangs = set(&store, "key", "a", "x").await;
     assert!(matches!(hangs, Err(StoreError::Timeout { after, .. }) if after == Duration::from_secs(1)), "{hangs:?}");
     let lost = next(&mut watch).await;
     assert!(!lost.fresh && notes(&lost).get("a") == Some("before"), "{lost:?}");
     assert!(!next_where(&mut quiet, |change| !change.fresh).await.fresh);
+    let age = store.watch_age(Now::read()).expect("two watches");
+    assert!(age >= Duration::from_secs(1), "a report of the outage is no answer of etcd: {age:?}");
     etcd.put("key", &text("a", "meanwhile", 2));
     relay.set(Line::Open);
     let back = next_where(&mut watch, |change| change.fresh).await;
     assert_eq!(notes(&back).get("a"), Some("meanwhile"));
     assert!(next_where(&mut quiet, |change| change.fresh).await.entry.is_none());
+    let now = Now::read();
+    assert!(store.watch_age(now).expect("two watches") < now.mono - heard.mono, "both were answered since");
+    drop((watch, quiet));
+    assert!(wait_until(PATIENCE, async || store.watch_age(Now::read()).is_none()).await);
 }
 
 #[tokio::test]

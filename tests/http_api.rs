@@ -204,6 +204,32 @@ async fn metrics_are_open_metrics() {
 }
 
 #[tokio::test]
+async fn metrics_tell_the_phase_and_how_long_a_watch_has_heard_nothing() {
+    let served = served(config()).await;
+    let page = || served.node.metrics();
+    let age = || -> Option<f64> {
+        let page = page();
+        let line = page.lines().find_map(|line| line.strip_prefix(r#"annulus_watch_age_seconds{store="inmemory"} "#));
+        line.map(|age| age.parse().unwrap())
+    };
+    let phases = ["solo", "wired", "dual", "flipping", "flipped"];
+    for phase in phases {
+        let line = format!("annulus_migration_phase{{phase=\"{phase}\"}} {}\n", u8::from(phase == "solo"));
+        assert!(page().contains(&line), "{}", page());
+    }
+    assert_eq!(age(), Some(0.0));
+    served.memory.set_available(false);
+    assert!(wait_until(DEADLINE, async || age() > Some(0.05)).await, "{:?}", age());
+    // Said once more, it is still the same outage.
+    let before = age();
+    served.memory.set_available(false);
+    assert!(age() > before);
+    served.memory.set_available(true);
+    assert_eq!(age(), Some(0.0));
+    served.end().await;
+}
+
+#[tokio::test]
 async fn members_are_shown_with_their_state() {
     let network = MemoryNetwork::new();
     let start = async |name: &str, seeds: &[&str], port: u16| {
@@ -458,6 +484,33 @@ async fn events_are_streamed_as_they_happen() {
         }
     }
     assert!(before.iter().all(|event| event["event"].is_string()), "{before:?}");
+    served.end().await;
+}
+
+#[tokio::test]
+async fn steps_of_a_migration_are_events_with_the_names_that_the_log_has() {
+    let dir = tempfile::tempdir().unwrap();
+    let runtime = dir.path().join("runtime.yaml");
+    std::fs::write(&runtime, "multi_kv_config: {}\n").unwrap();
+    let two_stores = config().multi(KvStore::Inmemory, KvStore::Memberlist).bind("127.0.0.1".parse().unwrap(), 0);
+    let follows = two_stores.runtime_config_file(&runtime);
+    let served = served(follows.with(|config| config.runtime_config.period = Duration::from_millis(20))).await;
+    let mut events = Events::open(&served, "/api/v1/events").await;
+    std::fs::write(&runtime, "multi_kv_config: { mirror_enabled: true }\n").unwrap();
+    let mut steps = Vec::new();
+    while steps.last().is_none_or(|(step, _)| step != "backfill_verified") {
+        let event = events.next().await.unwrap();
+        if event["event"] == "migration" {
+            steps.push((event["step"].as_str().unwrap().to_owned(), event["what"].as_str().unwrap().to_owned()));
+        }
+    }
+    for (step, what) in [("mirror_enabled", "mirroring is on"), ("phase", "from phase wired to dual")] {
+        assert!(steps.contains(&(step.to_owned(), what.to_owned())), "{step} is not in {steps:?}");
+    }
+    let page = std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/docs/operations.md")).unwrap();
+    for (step, _) in &steps {
+        assert!(page.contains(&format!("`{step}`")), "{step} is not explained in docs/operations.md");
+    }
     served.end().await;
 }
 

@@ -7,9 +7,11 @@ mod support;
 #[path = "support/fleet.rs"]
 mod fleet;
 
+use annulus::actors::shadow::ShadowStatus;
 use annulus::config::KvStore;
-use annulus::kv::StoreKind;
+use annulus::kv::{Codec, StoreKind, Value};
 use annulus::migration::{Phase, Rollback};
+use annulus::ring::{Desc, RingCodec};
 use annulus::{Node, Operation, key_hash};
 use fleet::{Fleet, RING, RING_KEY, RuntimeFile, two_stores, until, until_seen};
 
@@ -101,9 +103,14 @@ async fn a_fleet_knows_before_each_step_that_it_is_safe_and_can_go_back() {
     }
     shadows_agree(&fleet).await;
     let metrics = node.metrics();
-    for metric in
-        ["annulus_parity_secondary_has_all 1", "annulus_rollback_safe 1", r#"annulus_gate_open{gate="parity"} 1"#]
-    {
+    for metric in [
+        "annulus_parity_secondary_has_all 1",
+        "annulus_rollback_safe 1",
+        r#"annulus_gate_open{gate="parity"} 1"#,
+        r#"annulus_migration_phase{phase="flipped"} 1"#,
+        r#"annulus_migration_phase{phase="dual"} 0"#,
+        r#"annulus_watch_age_seconds{store="inmemory"} 0.0"#,
+    ] {
         assert!(metrics.contains(metric), "{metric} is not in\n{metrics}");
     }
     assert!(metrics.contains("annulus_parity_ownership_delta_ratio 0.0"), "{metrics}");
@@ -138,5 +145,69 @@ async fn nodes_that_have_to_be_sure_stay_until_the_other_store_has_everything() 
     fleet.primary(StoreKind::Memberlist).await;
     fleet.complete().await;
     look_up(&fleet);
+    fleet.stop().await;
+}
+
+fn shadow(node: &Node) -> ShadowStatus {
+    node.shadow_lookups()[0].clone()
+}
+
+/// A counter of the shadow on the page of metrics.
+fn counted(node: &Node, what: &str) -> u64 {
+    let metrics = node.metrics();
+    let start = format!("annulus_shadow_{what}_total{{name=\"{RING}\"}} ");
+    let line = metrics.lines().find_map(|line| line.strip_prefix(&start));
+    line.unwrap_or_else(|| panic!("there is no {start}in {metrics}")).parse().unwrap()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn lookups_that_the_other_store_answers_differently_are_counted_and_shown() {
+    let runtime = RuntimeFile::new(WIRED);
+    let path = runtime.path();
+    let fleet = Fleet::start(3, move |_, config| {
+        two_stores(config, KvStore::Memberlist, KvStore::Inmemory);
+        config.runtime_config.file = vec![path.clone()];
+        config.migration.shadow_lookups = 1.0;
+    })
+    .await;
+    let node = &fleet.nodes[0];
+    assert_eq!((counted(node, "lookups"), counted(node, "mismatches")), (0, 0));
+
+    // The other store is empty: there every lookup fails.
+    look_up(&fleet);
+    let empty = shadow(node);
+    assert_eq!((empty.compared, empty.mismatched), (500, 500));
+    assert_eq!((counted(node, "lookups"), counted(node, "mismatches")), (500, 500));
+    let last = empty.last.unwrap();
+    assert!(last.primary.contains("node-3") && last.secondary.contains("empty"), "{last:?}");
+
+    // It has a ring, and in that an instance is missing: other owners, and no error.
+    until_seen(
+        "an answer with other owners is counted",
+        || shadow(node),
+        async || {
+            let entry = node.store().get(RING_KEY).await.unwrap().unwrap();
+            let mut ring = entry.value.downcast_ref::<Desc>().unwrap().clone();
+            ring.instances.remove("node-3").unwrap();
+            fleet.memory.put_bytes(RING_KEY, RingCodec.encode(&Value::new(ring)).unwrap());
+            let before = shadow(node).mismatched;
+            look_up(&fleet);
+            let now = shadow(node);
+            let last = now.last.clone().unwrap();
+            let others = |text: &str| text.contains("node-1") && text.contains("node-2");
+            let all_in_primary = others(&last.primary) && last.primary.contains("node-3");
+            let fewer_in_other = others(&last.secondary) && !last.secondary.contains("node-3");
+            now.mismatched == before + 500 && all_in_primary && fewer_in_other
+        },
+    )
+    .await;
+    assert_eq!(counted(node, "mismatches"), shadow(node).mismatched);
+
+    // With the mirror on they become the same, and what was counted stays.
+    let before = shadow(node).mismatched;
+    runtime.write(MIRROR);
+    fleet.mirrored().await;
+    shadows_agree(&fleet).await;
+    assert!(shadow(node).mismatched >= before);
     fleet.stop().await;
 }

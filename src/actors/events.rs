@@ -87,6 +87,9 @@ pub enum NodeEvent {
     },
     /// A step of a migration.
     Migration {
+        /// Its name, as the field `step` of the log has it: `mirror_enabled`, `phase`, `gate_closed` and so on, listed in
+        /// `docs/operations.md`. What it is about is in words only.
+        step: &'static str,
         /// What happened, in words.
         what: String,
     },

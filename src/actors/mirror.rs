@@ -277,11 +277,11 @@ impl Mirror {
     }
 
     fn tell(&self, event: MigrationEvent) {
-        mirror_log::log(&event);
+        let step = mirror_log::log(&event);
         if let MigrationEvent::Flipped { from, to, took, .. } = &event {
             self.parts.events.pass_on(NodeEvent::Flipped { from: *from, to: *to, took: *took });
         }
-        self.parts.events.pass_on(NodeEvent::Migration { what: mirror_log::describe(&event) });
+        self.parts.events.pass_on(NodeEvent::Migration { step, what: mirror_log::describe(&event) });
     }
 
     fn set_timer(&mut self, ctx: &mut Context<Self>) {

@@ -2,62 +2,63 @@
 
 use crate::migration::MigrationEvent;
 
-/// What a line has: everything that any step has.
+/// What a line has: everything that any step has. Its value is the name of the step.
 macro_rules! step {
-    ($level:ident, $step:literal, $event:expr $(, $($fields:tt)+)?) => {
-        tracing::$level!(target: "annulus::migration", step = $step, $($($fields)+,)? "{}", describe($event))
-    };
+    ($level:ident, $step:literal, $event:expr $(, $($fields:tt)+)?) => {{
+        tracing::$level!(target: "annulus::migration", step = $step, $($($fields)+,)? "{}", describe($event));
+        $step
+    }};
 }
 
 fn millis(duration: std::time::Duration) -> u64 {
     u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
 }
 
-/// Writes a step to the log: a warning where somebody should look.
-pub(super) fn log(event: &MigrationEvent) {
+/// Writes a step to the log: a warning where somebody should look. Returns its name, under which programs know it.
+pub(super) fn log(event: &MigrationEvent) -> &'static str {
     match event {
         MigrationEvent::MirrorEnabled => step!(info, "mirror_enabled", event),
         MigrationEvent::MirrorDisabled => step!(info, "mirror_disabled", event),
         MigrationEvent::BackfillStarted => step!(info, "backfill_started", event),
         MigrationEvent::BackfillFinished { keys, joined } => {
-            step!(info, "backfill_verified", event, keys = keys, joined = joined);
+            step!(info, "backfill_verified", event, keys = keys, joined = joined)
         }
         MigrationEvent::BackfillIncomplete { store, keys, done, .. } => {
-            step!(warn, "backfill_incomplete", event, store = %store, keys = keys, done = done);
+            step!(warn, "backfill_incomplete", event, store = %store, keys = keys, done = done)
         }
         MigrationEvent::ValueLarge { store, key, size, limit } => {
-            step!(warn, "value_large", event, store = %store, key = ?key, size = size, limit = limit);
+            step!(warn, "value_large", event, store = %store, key = ?key, size = size, limit = limit)
         }
         MigrationEvent::ValueTooLarge { store, key, size, limit } => {
-            step!(warn, "value_too_large", event, store = %store, key = ?key, size = size, limit = limit);
+            step!(warn, "value_too_large", event, store = %store, key = ?key, size = size, limit = limit)
         }
         MigrationEvent::ValueFits { store, key } => step!(info, "value_fits", event, store = %store, key = ?key),
         MigrationEvent::DeletedKeyLeft { store, key } => {
-            step!(info, "deleted_key_left", event, store = %store, key = ?key);
+            step!(info, "deleted_key_left", event, store = %store, key = ?key)
         }
         MigrationEvent::PhaseChanged { from, to } => {
-            step!(info, "phase", event, from = from.as_str(), to = to.as_str());
+            step!(info, "phase", event, from = from.as_str(), to = to.as_str())
         }
         MigrationEvent::GateChanged { gate, open: true, reason } => {
-            step!(info, "gate_opened", event, gate = gate, reason = reason);
+            step!(info, "gate_opened", event, gate = gate, reason = reason)
         }
         MigrationEvent::GateChanged { gate, open: false, reason } => {
-            step!(warn, "gate_closed", event, gate = gate, reason = reason);
+            step!(warn, "gate_closed", event, gate = gate, reason = reason)
         }
         MigrationEvent::OutboxHighWater { keys, oldest } => {
-            step!(warn, "outbox_high_water", event, keys = keys, oldest_ms = millis(*oldest));
+            step!(warn, "outbox_high_water", event, keys = keys, oldest_ms = millis(*oldest))
         }
         MigrationEvent::FlipStarted { from, to } => step!(info, "flip_begun", event, from = %from, to = %to),
         MigrationEvent::FlipDelayed { to, reason } => step!(warn, "flip_held", event, to = %to, reason = reason),
         MigrationEvent::FlipRefused { reason } => step!(warn, "flip_held", event, reason = reason),
         MigrationEvent::FlipCancelled { stays } => step!(info, "flip_cancelled", event, stays = %stays),
         MigrationEvent::Flipped { from, to, took, generation } => {
-            step!(info, "flipped", event, from = %from, to = %to, took_ms = millis(*took), generation = generation);
+            step!(info, "flipped", event, from = %from, to = %to, took_ms = millis(*took), generation = generation)
         }
         MigrationEvent::RuntimeRefused { reason } => step!(warn, "runtime_refused", event, reason = reason),
         MigrationEvent::ParityReached { store } => step!(info, "parity_regained", event, store = %store),
         MigrationEvent::ParityLost { store, ownership_delta } => {
-            step!(warn, "parity_lost", event, store = %store, ownership_delta = ownership_delta);
+            step!(warn, "parity_lost", event, store = %store, ownership_delta = ownership_delta)
         }
         MigrationEvent::OutboxDrained { store } => step!(info, "outbox_drained", event, store = %store),
         MigrationEvent::ShutdownDrained { left: 0 } => step!(info, "shutdown_drained", event, left = 0),

@@ -165,9 +165,10 @@ impl Default for RuntimeConfigFiles {
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct MigrationConfig {
-    /// Show the guided migration and answer its commands.
+    /// The guided migration over the fleet; `true` is refused, because this version does not have it.
     pub enabled: bool,
-    /// The old store is being removed: running nodes keep their primary although the runtime section is gone.
+    /// Says to people and tools that the old store is going: the way back of a node with two stores is shown as impossible.
+    /// Changes nothing else.
     pub teardown: bool,
     /// A node flips only while every gate is open; until then it stays on the old primary, says why, and keeps trying.
     pub require_parity: bool,

@@ -213,10 +213,10 @@ pub(crate) static KEYS: &[Key] = &[
     key("runtime_config.file", Kind::TextList, "Files with what may change while running, merged from left to right. Empty turns reloading off."),
     key("runtime_config.period", Kind::Duration, "How often the files are read."),
 
-    key("migration.enabled", Kind::Bool, "Show the guided migration and answer its commands."),
+    key("migration.enabled", Kind::Bool, "The guided migration over the fleet (not in this version)."),
     key("migration.require_parity", Kind::Bool, "A node flips only while every gate is open; until then it stays on the old primary, says why, and keeps trying."),
     key("migration.shadow_lookups", Kind::Number, "Share of lookups, 0 to 1, that are answered from both stores and compared. 0 turns it off."),
-    key("migration.teardown", Kind::Bool, "The old store is being removed: running nodes keep their primary although the runtime section is gone."),
+    key("migration.teardown", Kind::Bool, "Says to people and tools that the old store is going: the way back of a node with two stores is shown as impossible. Changes nothing else."),
 
     key("http.listen", Kind::Text, "IP address and port of the agent's pages and API. Empty opens none."),
     key("http.admin_token_file", Kind::Text, "File with the token that changes need. Empty: changes from loopback only."),

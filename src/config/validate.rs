@@ -65,6 +65,11 @@ pub(super) fn problems(config: &Config) -> Vec<Problem> {
         }
     }
     found.check(
+        !config.migration.enabled,
+        "migration.enabled",
+        "the guided migration is not available in this version; use false: the runtime file drives a migration",
+    );
+    found.check(
         (0.0..=1.0).contains(&config.migration.shadow_lookups),
         "migration.shadow_lookups",
         "must be between 0 (off) and 1 (every lookup)",

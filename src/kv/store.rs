@@ -11,6 +11,7 @@ use std::time::Duration;
 use futures_core::Stream;
 
 use super::value::{TypeMismatch, Value};
+use crate::clock::Now;
 
 /// A future that can cross threads.
 pub type BoxFuture<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
@@ -137,6 +138,14 @@ pub trait Store: Send + Sync + 'static {
     fn remembers_deletion(&self, key: &str) -> bool {
         let _ = key;
         false
+    }
+
+    /// How long ago the store last answered one of its watches, with news or without; of several watches the one that
+    /// has waited longest, and of one that was never answered since it began. `None`, the default, when there is no
+    /// watch, or when watches are fed within this process and cannot be lost.
+    fn watch_age(&self, now: Now) -> Option<Duration> {
+        let _ = now;
+        None
     }
 }
 

@@ -241,6 +241,9 @@ pub enum Phase {
 }
 
 impl Phase {
+    /// All of them, in the order of a move.
+    pub const ALL: &[Self] = &[Self::Wired, Self::Dual, Self::Flipping, Self::Flipped];
+
     /// The name in status pages.
     #[must_use]
     pub const fn as_str(self) -> &'static str {

@@ -1,9 +1,11 @@
 //! A store whose operations run on the node's own runtime, so that a caller needs none.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use tokio::runtime::Handle;
 
+use crate::clock::Now;
 use crate::kv::{
     BoxFuture, CasFn, CasOutcome, Entry, SharedStore, Store, StoreError, StoreKind, Value, ValueSize, Watch,
 };
@@ -80,5 +82,9 @@ impl Store for OnNode {
 
     fn remembers_deletion(&self, key: &str) -> bool {
         self.inner.remembers_deletion(key)
+    }
+
+    fn watch_age(&self, now: Now) -> Option<Duration> {
+        self.inner.watch_age(now)
     }
 }

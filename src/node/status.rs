@@ -16,7 +16,7 @@ use crate::actors::guard::{ActorState, ChildStatus, Death};
 use crate::actors::heartbeat::OwnInstance;
 use crate::actors::system::System;
 use crate::clock::Now;
-use crate::migration::{LargeValue, MigrationStatus, Rollback};
+use crate::migration::{LargeValue, MigrationStatus, Phase, Rollback};
 use crate::ring::{InstanceState, Operation, Snapshot};
 use crate::transport::{CounterValues, TcpCounterValues};
 use crate::wire::message::MemberState;
@@ -139,6 +139,11 @@ struct ByStore {
 }
 
 #[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
+struct ByPhase {
+    phase: &'static str,
+}
+
+#[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
 struct ByHash {
     sha256: String,
 }
@@ -168,6 +173,9 @@ struct ActorRestart {
     actor: String,
     reason: &'static str,
 }
+
+/// The phase of a node whose store is not `multi`.
+const SOLO: &str = "solo";
 
 type Gauges<L> = Family<L, Gauge>;
 
@@ -220,6 +228,8 @@ pub(super) fn metrics(system: &System) -> String {
     let mut page = Page { registry: Registry::default() };
     membership(&mut page, system);
     rings(&mut page, system);
+    phase(&mut page, system);
+    watches(&mut page, system);
     migration(&mut page, system);
     runtime_config(&mut page, system);
     actors(&mut page, system);
@@ -359,6 +369,27 @@ fn rings(page: &mut Page, system: &System) {
         tokens.get_or_create(&labels).set(i64::try_from(all_tokens).unwrap_or(i64::MAX));
         if let Some(heartbeat) = &entry.heartbeat {
             heartbeats.get_or_create(&labels).inc_by(heartbeat.own.load().heartbeats);
+        }
+    }
+}
+
+/// Also of a node with one store, so that a fleet in the middle of a rollout shows who is how far.
+fn phase(page: &mut Page, system: &System) {
+    let now = system.mirror.as_ref().map_or(SOLO, |mirror| mirror.status.load().phase.as_str());
+    let phases = page.family::<ByPhase>("annulus_migration_phase", "1 for the phase of this node, 0 for the others");
+    for name in std::iter::once(SOLO).chain(Phase::ALL.iter().map(|phase| phase.as_str())) {
+        phases.get_or_create(&ByPhase { phase: name }).set(i64::from(name == now));
+    }
+}
+
+fn watches(page: &mut Page, system: &System) {
+    let ages = Family::<ByStore, Gauge<f64, AtomicU64>>::default();
+    let help = "Time since the store last answered the watch that has waited longest, with news or without";
+    page.registry.register("annulus_watch_age_seconds", help, ages.clone());
+    let both = system.mirror.as_ref().map(|mirror| &mirror.sides[..]);
+    for store in both.unwrap_or(std::slice::from_ref(&system.store)) {
+        if let Some(age) = store.watch_age(Now::read()) {
+            ages.get_or_create(&ByStore { store: store.kind().to_string() }).set(age.as_secs_f64());
         }
     }
 }

@@ -34,7 +34,9 @@ use std::time::Duration;
 
 use self::client::{Client, Consistency};
 use super::remote::backoff::Backoff;
+use super::remote::mailbox::Watches;
 use super::remote::{Edit, Prepared, Target, Tombstones, Writers, codec_for, decode, stored_size};
+use crate::clock::Now;
 use crate::kv::{BoxFuture, CasFn, CasOutcome, Codecs, Entry, Store, StoreError, StoreKind, Value, ValueSize, Watch};
 
 /// The largest value that Consul takes with its default settings, in bytes.
@@ -158,6 +160,7 @@ struct Shared {
     client: Client,
     config: ConsulConfig,
     codecs: Arc<Codecs>,
+    watches: Arc<Watches>,
 }
 
 impl ConsulStore {
@@ -167,12 +170,12 @@ impl ConsulStore {
     /// [`StoreError::Unavailable`] when host, token or timeout cannot be used as they are configured.
     pub fn new(config: ConsulConfig, codecs: Arc<Codecs>) -> Result<Arc<Self>, StoreError> {
         let client = Client::new(&config)?;
-        let shared = Arc::new(Shared { client, config, codecs });
+        let shared = Arc::new(Shared { client, config, codecs, watches: Arc::default() });
         Ok(Arc::new(Self { shared, writers: Writers::default() }))
     }
 
     async fn edit(&self, key: &str, mut edit: Edit) -> Result<CasOutcome, StoreError> {
-        let Shared { client, config, codecs } = &*self.shared;
+        let Shared { client, config, codecs, .. } = &*self.shared;
         let codec = codec_for(codecs, key)?;
         let writer = self.writers.of(key);
         let _turn = tokio::time::timeout(config.http_client_timeout, writer.lock())
@@ -216,7 +219,7 @@ impl Store for ConsulStore {
     fn get(&self, key: &str) -> BoxFuture<'_, Result<Option<Entry>, StoreError>> {
         let key = key.to_owned();
         Box::pin(async move {
-            let Shared { client, config, codecs } = &*self.shared;
+            let Shared { client, config, codecs, .. } = &*self.shared;
             let codec = codec_for(codecs, &key)?;
             let reply = client.read(&Target::Key(key.as_str().into()), config.read_consistency(), None).await?;
             let Some(pair) = reply.pairs.into_iter().next() else { return Ok(None) };
@@ -264,5 +267,9 @@ impl Store for ConsulStore {
     fn size_of(&self, key: &str, value: &Value) -> Option<ValueSize> {
         let size = stored_size(&self.shared.codecs, key, value, &self.shared.config.tombstones())?;
         Some(ValueSize { size, limit: VALUE_LIMIT })
+    }
+
+    fn watch_age(&self, now: Now) -> Option<Duration> {
+        self.shared.watches.age(now)
     }
 }

@@ -33,7 +33,9 @@ use std::time::Duration;
 
 use self::client::Client;
 use super::remote::backoff::Backoff;
+use super::remote::mailbox::Watches;
 use super::remote::{Edit, Prepared, Target, Tombstones, Writers, codec_for, decode, stored_size};
+use crate::clock::Now;
 use crate::kv::{BoxFuture, CasFn, CasOutcome, Codecs, Entry, Store, StoreError, StoreKind, Value, ValueSize, Watch};
 
 /// The largest request that etcd takes with its default settings, in bytes. A value must be smaller by its key, which
@@ -145,6 +147,7 @@ struct Shared {
     client: Client,
     config: EtcdConfig,
     codecs: Arc<Codecs>,
+    watches: Arc<Watches>,
 }
 
 impl EtcdStore {
@@ -154,12 +157,12 @@ impl EtcdStore {
     /// [`StoreError::Unavailable`] when the settings cannot be used as they are.
     pub fn new(config: EtcdConfig, codecs: Arc<Codecs>) -> Result<Arc<Self>, StoreError> {
         let client = Client::new(&config)?;
-        let shared = Arc::new(Shared { client, config, codecs });
+        let shared = Arc::new(Shared { client, config, codecs, watches: Arc::default() });
         Ok(Arc::new(Self { shared, writers: Writers::default() }))
     }
 
     async fn edit(&self, key: &str, mut edit: Edit) -> Result<CasOutcome, StoreError> {
-        let Shared { client, config, codecs } = &*self.shared;
+        let Shared { client, config, codecs, .. } = &*self.shared;
         let codec = codec_for(codecs, key)?;
         let writer = self.writers.of(key);
         let _turn = tokio::time::timeout(config.request_timeout, writer.lock())
@@ -237,5 +240,9 @@ impl Store for EtcdStore {
     fn size_of(&self, key: &str, value: &Value) -> Option<ValueSize> {
         let size = stored_size(&self.shared.codecs, key, value, &self.shared.config.tombstones())?;
         Some(ValueSize { size, limit: self.shared.client.value_limit(key, size) })
+    }
+
+    fn watch_age(&self, now: Now) -> Option<Duration> {
+        self.shared.watches.age(now)
     }
 }

@@ -22,7 +22,7 @@ use std::collections::{BTreeMap, VecDeque};
 use std::fmt;
 use std::ops::Bound;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use futures_util::stream;
@@ -55,7 +55,8 @@ struct Data {
     keys: BTreeMap<Arc<str>, Cell>,
     /// Of the last write to any key, like Consul's.
     index: u64,
-    out_of_reach: bool,
+    /// Since when it is out of reach.
+    out_of_reach: Option<Instant>,
 }
 
 #[derive(Clone)]
@@ -86,7 +87,8 @@ impl Memory {
     /// Puts the store out of reach, or back. While it is, every operation fails with [`StoreError::Unavailable`], and
     /// watches report once that what they know is no longer fresh.
     pub fn set_available(&self, available: bool) {
-        self.0.change(|data| data.out_of_reach = !available);
+        let now = Now::read().mono;
+        self.0.change(|data| data.out_of_reach = (!available).then(|| data.out_of_reach.unwrap_or(now)));
     }
 
     /// Stores bytes as they are, as somebody else might who uses the same store.
@@ -119,7 +121,7 @@ impl Shared {
 
     fn reach(&self) -> Result<MutexGuard<'_, Data>, StoreError> {
         let data = self.lock();
-        if data.out_of_reach {
+        if data.out_of_reach.is_some() {
             let reason = "it was put out of reach".to_owned();
             return Err(StoreError::Unavailable { store: StoreKind::InMemory, reason });
         }
@@ -285,6 +287,12 @@ impl Store for Client {
     fn watch_prefix(&self, prefix: &str) -> Watch {
         Watcher::start(self.clone(), Scope::Prefix(prefix.into()))
     }
+
+    /// In reach every watch is up to date.
+    fn watch_age(&self, now: Now) -> Option<Duration> {
+        let since = self.shared.lock().out_of_reach;
+        Some(since.map_or(Duration::ZERO, |since| now.mono.saturating_duration_since(since)))
+    }
 }
 
 fn under<'a>(keys: &'a BTreeMap<Arc<str>, Cell>, prefix: &'a str) -> impl Iterator<Item = (&'a Arc<str>, &'a Cell)> {
@@ -334,7 +342,7 @@ impl Watcher {
     fn look(&mut self) {
         let shared = self.client.shared.clone();
         let data = shared.lock();
-        if data.out_of_reach {
+        if data.out_of_reach.is_some() {
             drop(data);
             if self.in_reach.replace(false) != Some(false) {
                 self.report_all(false);

@@ -18,7 +18,7 @@ const MAX_LINE: usize = 128 << 20;
 /// Which node is asked.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Target {
-    /// The node to ask. `keys` asks several: name each, or separate them by commas.
+    /// The node to ask. `keys` and `migrate preflight` ask several: name each, or separate them by commas.
     #[arg(
         long,
         global = true,
@@ -33,6 +33,14 @@ pub(crate) struct Target {
     /// File with the admin token, which a node that has one wants for every change.
     #[arg(long, global = true, env = "ANNULUS_TOKEN_FILE", hide_env_values = true, value_name = "FILE")]
     token_file: Option<PathBuf>,
+}
+
+/// Which nodes must have been named.
+#[derive(Debug, clap::Args)]
+pub(crate) struct Scope {
+    /// Go on although members of the cluster were not named with --node, because they are changed in another way.
+    #[arg(long)]
+    pub(crate) partial: bool,
 }
 
 /// Asks one node.

@@ -16,7 +16,7 @@ use rand::TryRng;
 use reqwest::Method;
 use serde_json::{Value, json};
 
-use crate::client::{Client, Target, segment};
+use crate::client::{Client, Scope, Target, segment};
 use crate::output::{Output, Table, cell, escape, items};
 
 /// Make a gossip key.
@@ -65,14 +65,6 @@ pub(crate) enum Keys {
         #[command(flatten)]
         scope: Scope,
     },
-}
-
-/// Which nodes must have been named.
-#[derive(Debug, Args)]
-pub(crate) struct Scope {
-    /// Go on although members of the cluster were not named with --node, because they are changed in another way.
-    #[arg(long)]
-    partial: bool,
 }
 
 /// A node and what it said about its keys.

@@ -7,7 +7,7 @@ use annulus::config::format_duration;
 use clap::Subcommand;
 use serde_json::Value;
 
-use crate::client::Target;
+use crate::client::{Scope, Target};
 use crate::output::{Output, Table, cell, escape, items};
 use crate::preflight;
 
@@ -19,7 +19,10 @@ pub(crate) enum Migrate {
     Parity,
     /// Say whether a flip to the other store is safe, and what stands in the way. Name every node of the fleet with
     /// --node. Exits with 1 when it is not safe.
-    Preflight,
+    Preflight {
+        #[command(flatten)]
+        scope: Scope,
+    },
 }
 
 impl Migrate {
@@ -35,7 +38,7 @@ impl Migrate {
                 output.print(&answer, || parity_text(&answer))?;
                 Ok(if answer["equal"] == true { ExitCode::SUCCESS } else { ExitCode::FAILURE })
             }
-            Self::Preflight => preflight::run(target, output).await,
+            Self::Preflight { scope } => preflight::run(target, &scope, output).await,
         }
     }
 }

@@ -5,11 +5,11 @@ use std::process::ExitCode;
 
 use serde_json::{Value, json};
 
-use crate::client::Target;
+use crate::client::{Scope, Target};
 use crate::migrate::rollback;
 use crate::output::{Output, Table, cell, escape, items};
 
-pub(crate) async fn run(target: &Target, output: Output) -> anyhow::Result<ExitCode> {
+pub(crate) async fn run(target: &Target, scope: &Scope, output: Output) -> anyhow::Result<ExitCode> {
     let mut nodes = Vec::new();
     let mut silent = Vec::new();
     let clients = target.clients()?;
@@ -22,9 +22,21 @@ pub(crate) async fn run(target: &Target, output: Output) -> anyhow::Result<ExitC
             Err(error) => return Err(error),
         }
     }
-    let in_the_way = in_the_way(&nodes, silent);
+    let mut in_the_way = in_the_way(&nodes, silent);
+    let mut warnings = warnings(&nodes);
+    if let Some(missing) = not_asked(&nodes) {
+        // Whoever asks one node wants to know of that one.
+        if scope.partial || alone {
+            warnings.push(format!("not asked, though in the cluster: {missing}"));
+        } else {
+            in_the_way.push(format!(
+                "not asked, though in the cluster: {missing}; name every node with --node, or give --partial when they \
+                 are changed in another way"
+            ));
+        }
+    }
     let answer = json!({
-        "safe": in_the_way.is_empty(), "in_the_way": in_the_way, "warnings": warnings(&nodes), "nodes": nodes,
+        "safe": in_the_way.is_empty(), "in_the_way": in_the_way, "warnings": warnings, "nodes": nodes,
     });
     output.print(&answer, || text(&answer))?;
     Ok(if in_the_way.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
@@ -58,14 +70,15 @@ fn in_the_way(nodes: &[Value], silent: Vec<String>) -> Vec<String> {
             found.push(format!("{what}: {}", groups.join(" / ")));
         }
     }
+    found
+}
+
+/// The members of the cluster that gave no answer of their own: forgotten, or programs of another kind, which have none.
+fn not_asked(nodes: &[Value]) -> Option<String> {
     let named: BTreeSet<&str> = nodes.iter().filter_map(|node| node["node"].as_str()).collect();
     let members = nodes.iter().flat_map(|node| items(&node["members"])).filter_map(Value::as_str);
     let missing: BTreeSet<&str> = members.filter(|member| !named.contains(member)).collect();
-    if !missing.is_empty() && nodes.len() > 1 {
-        let missing: Vec<&str> = missing.into_iter().collect();
-        found.push(format!("not asked, though in the cluster: {}", missing.join(", ")));
-    }
-    found
+    (!missing.is_empty()).then(|| missing.into_iter().collect::<Vec<_>>().join(", "))
 }
 
 /// What is not in the way yet and will be when it goes on like this.
@@ -124,7 +137,8 @@ mod tests {
         let apart = [node("a", true, "consul", &["a", "b"]), node("b", true, "memberlist", &["a", "b"])];
         assert_eq!(in_the_way(&apart, Vec::new()), ["the nodes read different stores: a / b"]);
         let forgotten = [node("a", true, "consul", &["a", "b", "c"]), node("b", true, "consul", &["a", "b"])];
-        assert_eq!(in_the_way(&forgotten, Vec::new()), ["not asked, though in the cluster: c"]);
+        assert_eq!(not_asked(&forgotten).as_deref(), Some("c"));
+        assert_eq!(not_asked(&ready), None);
         assert_eq!(in_the_way(&ready, vec!["no answer".to_owned()]), ["no answer"]);
         assert!(warnings(&ready).is_empty());
         let mut near = ready;

@@ -366,6 +366,9 @@ fn the_way_back_is_safe_while_the_old_store_follows_and_grows_stale_when_it_does
 fn a_store_that_is_being_given_up_is_no_way_back() {
     let bench = Bench::with(MultiConfig { teardown: true, ..MultiConfig::default() });
     assert_eq!(bench.core.rollback(bench.now), Rollback::Impossible);
+    let other = Bench::with(MultiConfig::default());
+    let with = MigrationStatus { rollback: Rollback::Safe, ..bench.core.status(bench.now) };
+    assert_eq!(with, other.core.status(other.now), "it changes nothing else");
     assert_eq!(
         serde_json::to_value(Rollback::Stale { age_ms: 5 }).unwrap(),
         serde_json::json!({ "state": "stale", "age_ms": 5 })

@@ -20,7 +20,7 @@ const LONGEST_RETRY: Duration = Duration::from_secs(10);
 
 /// See [`watch_task`].
 pub(super) fn start(shared: Arc<Shared>, target: Target) -> Watch {
-    watch_task(move |reader| run(shared, target, reader))
+    watch_task(shared.watches.clone(), move |reader| run(shared, target, reader))
 }
 
 /// What an answer's index says about it.
@@ -81,7 +81,7 @@ impl Position {
 }
 
 async fn run(shared: Arc<Shared>, target: Target, reader: Sender) {
-    let Shared { client, config, codecs } = &*shared;
+    let Shared { client, config, codecs, .. } = &*shared;
     let wait = (config.http_client_timeout / 2).min(LONGEST_WAIT);
     let mut limit = RateLimit::new(config.watch_rate_limit, config.watch_burst_size, Instant::now());
     let mut backoff = Backoff::new(FIRST_RETRY, LONGEST_RETRY);
@@ -116,6 +116,7 @@ async fn run(shared: Arc<Shared>, target: Target, reader: Sender) {
             continue;
         }
         let now = Now::read();
+        reader.heard(now);
         if progress == Progress::Back {
             tracing::warn!(target = &**target.name(), "Consul's index went back; joining with what was known");
             view.index_went_back(now);

@@ -24,7 +24,7 @@ const COMPARE_PERIOD: Duration = Duration::from_secs(60);
 
 /// See [`watch_task`].
 pub(super) fn start(shared: Arc<Shared>, target: Target) -> Watch {
-    watch_task(move |reader| async move {
+    watch_task(shared.watches.clone(), move |reader| async move {
         let keep = shared.config.left_timeout;
         let follower = Follower {
             view: View::new(StoreKind::Etcd, target.clone(), shared.codecs.clone(), keep),
@@ -141,6 +141,7 @@ impl Follower {
     async fn read(&mut self) -> Result<u64, Lost> {
         let reply = self.shared.client.read(&self.target).await.map_err(Lost::Store)?;
         let now = Now::read();
+        self.reader.heard(now);
         if self.place.read(reply.position) {
             tracing::warn!(target = &**self.target.name(), "etcd's history went back; joining with what was known");
             self.view.index_went_back(now);
@@ -156,6 +157,7 @@ impl Follower {
 
     fn changed(&mut self, changes: Vec<Change>) {
         let now = Now::read();
+        self.reader.heard(now);
         for Change { key, pair, revision } in changes {
             if self.place.follows(revision)
                 && let Some(news) = self.view.changed(&key, pair, now)

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use futures_util::{FutureExt as _, StreamExt as _};
 
 use super::backoff::Backoff;
-use super::mailbox::mailbox;
+use super::mailbox::Watches;
 use super::view::View;
 use super::*;
 use crate::kv::{CodecError, Entry, KeyChange, Mergeable, StoreKind};
@@ -203,8 +203,29 @@ fn pauses_grow_to_their_bound_and_are_random() {
 }
 
 #[test]
+fn watches_are_as_old_as_the_one_that_has_waited_longest() {
+    let start = Now::read();
+    let after = |seconds| Now { mono: start.mono + Duration::from_secs(seconds), ..start };
+    let watches = Watches::default();
+    assert_eq!(watches.age(start), None, "nobody watches");
+    let (busy, _busy) = watches.open(start);
+    let (silent, reader) = watches.open(after(1));
+    busy.heard(after(8));
+    assert_eq!(watches.age(after(10)), Some(Duration::from_secs(9)), "one was never answered");
+    silent.heard(after(9));
+    assert_eq!(watches.age(after(10)), Some(Duration::from_secs(2)));
+    busy.send(KeyChange { key: "a".into(), entry: None, fresh: false });
+    assert_eq!(watches.age(after(10)), Some(Duration::from_secs(2)), "a report is no answer of the store");
+    drop(busy);
+    assert_eq!(watches.age(after(20)), Some(Duration::from_secs(12)), "its task died, and somebody still reads it");
+    drop((silent, reader));
+    drop(_busy);
+    assert_eq!(watches.age(after(20)), None);
+}
+
+#[test]
 fn a_slow_reader_gets_the_latest_of_each_key_and_then_the_end() {
-    let (sender, mut receiver) = mailbox();
+    let (sender, mut receiver) = Watches::default().open(Now::read());
     let change = |key: &str, fresh| KeyChange { key: key.into(), entry: None, fresh };
     assert!(receiver.next().now_or_never().is_none());
     sender.send(change("a", false));
