@@ -2,8 +2,11 @@
 //!
 //! For each key: read it from the primary, read it from the other store; when the other store lacks something, send what
 //! it lacks through the outbox and read again. A key is verified when the other store ⊒ the value that was read from the
-//! primary. Writes that come later are mirrored on their own. What is missing is computed by *joining* into a copy of the
-//! other store's value, never as a difference of the two, which would turn what only the other store has into tombstones.
+//! primary, in all that a reader could see (`lacks`). When it still lacks something that it was sent and took, both are
+//! read anew, later and later: the store does not keep it, or somebody took it out again.
+//!
+//! Writes that come later are mirrored on their own. What is missing is computed by *joining* into a copy of the other
+//! store's value, never as a difference of the two, which would turn what only the other store has into tombstones.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -11,6 +14,9 @@ use std::time::{Duration, Instant};
 
 use super::config::Side;
 use super::core::{Job, MultiCore};
+#[cfg(test)]
+use super::lacks::alive;
+use super::lacks::{Lack, lacks};
 use super::message::{MigrationEvent, Task, TaskResult};
 use super::outbox::{Backoff as _, Reason};
 use super::sizes::{self, LargeValue};
@@ -49,13 +55,24 @@ pub(super) struct Backfill {
 struct Step {
     at: At,
     counted: bool,
+    /// Whether the other store took what it lacked after it was read last.
+    sent: bool,
+    /// How often in a row the other store did not have what it had been sent.
+    tries: u32,
+    /// Whether it was seen that only the new primary has the key, long enough ago.
+    settled: bool,
     /// Not looked at again before this.
     waits: Option<Instant>,
 }
 
 impl Step {
     const fn new() -> Self {
-        Self { at: At::Read, counted: false, waits: None }
+        Self { at: At::Read, counted: false, sent: false, tries: 0, settled: false, waits: None }
+    }
+
+    /// To be read again from the primary, at that time.
+    fn read_again_at(&mut self, at: Instant) {
+        (self.at, self.sent, self.waits) = (At::Read, false, Some(at));
     }
 }
 
@@ -111,6 +128,7 @@ impl Backfill {
         let At::Sending(value) = &step.at else { return };
         if self.verify {
             step.at = At::Check(value.clone());
+            step.sent = true;
         } else {
             self.key_done(key);
         }
@@ -310,47 +328,49 @@ impl MultiCore {
         let Some(step) = run.keys.get_mut(key) else { return };
         let At::Checking(wanted) = &step.at else { return };
         let wanted = wanted.clone();
-        if let (None, Some(settle), None) = (&found, run.settle, step.waits) {
+        let lack = lacks(found.as_ref(), &wanted, now);
+        #[cfg(test)]
+        let lack = match &found {
+            Some(found) if self.fault == super::core::Fault::RemovalByAbsence => {
+                wanted.delta(Some(found), now).ok().flatten().map(|delta| Lack { seen: alive(&delta), delta })
+            }
+            _ => lack,
+        };
+        let Some(Lack { delta, seen }) = lack else { return run.key_done(key) };
+        if let (None, Some(settle), false) = (&found, run.settle, step.settled) {
             // Read again before it is created: it may be gone by then.
-            *step = Step { at: At::Read, waits: Some(now.mono + settle), ..Step::new() };
+            step.settled = true;
+            return step.read_again_at(now.mono + settle);
+        }
+        if step.sent && !seen.is_empty() {
+            step.tries = step.tries.saturating_add(1);
+            return step.read_again_at(now.mono + self.backoff.delay(step.tries));
+        }
+        let all = found.and_then(|found| found.join(&wanted, now).ok());
+        let all = all.map_or_else(|| wanted.clone(), |all| all.value);
+        let other = self.durable.primary.other();
+        let too_large = self.too_large(key, &all);
+        if seen.is_empty() {
+            // Tombstones of what is not there. They keep older writes of those entries out, where they are kept at all.
+            if too_large.is_none() {
+                self.enqueue(other, key, &delta, Reason::Owed, now);
+            }
+            if let Some(run) = self.backfill.as_mut() {
+                run.key_done(key);
+            }
             return;
         }
-        let lacks = match &found {
-            None => Some(wanted.clone()),
-            #[cfg(test)]
-            Some(found) if self.fault == super::core::Fault::RemovalByAbsence => {
-                wanted.delta(Some(found), now).ok().flatten()
+        if let Some(size) = too_large {
+            self.note_too_large(other, key, size, false);
+            if let Some(run) = self.backfill.as_mut() {
+                run.give_up(key, LargeValue { key: key.to_string(), size: size.size, limit: size.limit });
             }
-            // Of two types, which a codec rules out, the primary's is the one that readers see.
-            Some(found) => found.join(&wanted, now).map_or_else(|_| Some(wanted.clone()), |joined| joined.change),
-        };
-        match lacks {
-            None => run.key_done(key),
-            Some(lacks) => {
-                let all = found
-                    .and_then(|found| found.join(&wanted, now).ok())
-                    .map_or_else(|| wanted.clone(), |all| all.value);
-                if let Some(size) = self.too_large(key, &all) {
-                    let (other, of) = (self.durable.primary.other(), key.to_string());
-                    self.note_too_large(other, key, size, false);
-                    if let Some(run) = self.backfill.as_mut() {
-                        run.give_up(key, LargeValue { key: of, size: size.size, limit: size.limit });
-                    }
-                    return;
-                }
-                let mut counted = false;
-                let Some(step) = self.backfill.as_mut().and_then(|run| run.keys.get_mut(key)) else { return };
-                if !step.counted {
-                    step.counted = true;
-                    counted = true;
-                }
-                step.at = At::Sending(wanted);
-                if let Some(run) = self.backfill.as_mut().filter(|_| counted) {
-                    run.joined += 1;
-                }
-                let other = self.durable.primary.other();
-                self.enqueue(other, key, &lacks, Reason::Owed, now);
-            }
+            return;
         }
+        let Some(run) = self.backfill.as_mut() else { return };
+        let Some(step) = run.keys.get_mut(key) else { return };
+        run.joined += usize::from(!std::mem::replace(&mut step.counted, true));
+        step.at = At::Sending(wanted);
+        self.enqueue(other, key, &delta, Reason::Owed, now);
     }
 }

@@ -15,14 +15,22 @@ use crate::ring::{Desc, Instance, InstanceState};
 
 /// What the two stores hold, for tasks to be answered from.
 #[derive(Default)]
-struct Stores([BTreeMap<String, Value>; 2]);
+pub(super) struct Stores(
+    pub(super) [BTreeMap<String, Value>; 2],
+    /// The one that keeps neither tombstones nor keys in which nothing is alive.
+    pub(super) Option<Side>,
+);
+
+/// No work of these tests has as many steps.
+const ENDLESS: usize = 2_000;
 
 impl Stores {
-    fn put(&mut self, side: Side, key: &str, value: &Value) {
+    pub(super) fn put(&mut self, side: Side, key: &str, value: &Value) {
         self.0[side.index()].insert(key.to_owned(), value.clone());
     }
 
     fn answer(&mut self, side: Side, task: &Task, now: Now) -> TaskResult {
+        let forgets = self.1 == Some(side);
         let store = &mut self.0[side.index()];
         match task {
             Task::List { prefix } => {
@@ -34,7 +42,10 @@ impl Stores {
                     Some(value) => value.join(delta, now).unwrap().value,
                     None => delta.clone(),
                 };
-                store.insert(key.to_string(), joined);
+                let joined = if forgets { joined.without_tombstones(None).0 } else { joined };
+                if !(forgets && joined.is_empty()) {
+                    store.insert(key.to_string(), joined);
+                }
                 TaskResult::Done
             }
             Task::Delete { key } => {
@@ -45,10 +56,13 @@ impl Stores {
     }
 
     /// Answers tasks until there are no more. Returns everything that was said meanwhile.
-    fn work(&mut self, bench: &mut Bench) -> Vec<Output> {
+    pub(super) fn work(&mut self, bench: &mut Bench) -> Vec<Output> {
         let mut said = std::mem::take(&mut bench.out);
         let mut tasks = said.iter().filter_map(task).collect::<Vec<_>>();
+        let mut answered = 0;
         while let Some((id, side, task_of)) = tasks.pop() {
+            answered += 1;
+            assert!(answered < ENDLESS, "it never ends: {task_of:?}");
             let answer = self.answer(side, &task_of, bench.now);
             bench.task_done(id, Ok(answer));
             tasks.extend(bench.out.iter().filter_map(task));
@@ -58,14 +72,14 @@ impl Stores {
     }
 }
 
-fn task(output: &Output) -> Option<(TaskId, Side, Task)> {
+pub(super) fn task(output: &Output) -> Option<(TaskId, Side, Task)> {
     match output {
         Output::Task { id, side, task } => Some((*id, *side, task.clone())),
         _ => None,
     }
 }
 
-fn ring(ids: &[&str], now: Now) -> Value {
+pub(super) fn ring(ids: &[&str], now: Now) -> Value {
     let instance = |id: &&str| {
         let token = u32::from(id.as_bytes()[0]) << 24;
         let one = Instance {
@@ -79,7 +93,7 @@ fn ring(ids: &[&str], now: Now) -> Value {
     Value::new(Desc { instances: ids.iter().map(instance).collect(), ..Desc::default() })
 }
 
-fn report(said: &[Output]) -> Arc<ParityReport> {
+pub(super) fn report(said: &[Output]) -> Arc<ParityReport> {
     said.iter()
         .find_map(|output| match output {
             Output::Parity { result: Ok(report), .. } => Some(report.clone()),
@@ -88,12 +102,12 @@ fn report(said: &[Output]) -> Arc<ParityReport> {
         .expect("a report")
 }
 
-fn closed(bench: &Bench) -> Vec<&'static str> {
+pub(super) fn closed(bench: &Bench) -> Vec<&'static str> {
     bench.core.gates(bench.now).iter().filter(|gate| !gate.open).map(|gate| gate.name).collect()
 }
 
 /// Mirroring, with a ring of three in the primary, shown to this node and backfilled.
-fn mirroring(require_parity: bool) -> (Bench, Stores) {
+pub(super) fn mirroring(require_parity: bool) -> (Bench, Stores) {
     let mut bench = Bench::comparing(MultiConfig { require_parity, ..MultiConfig::default() }, Now::read());
     let mut stores = Stores::default();
     let value = ring(&["a", "k", "x"], bench.now);
@@ -215,7 +229,7 @@ fn values_that_do_not_arrive_are_reported_after_a_while() {
 }
 
 /// A comparison, with the time in which values that differ are looked at again.
-fn compare_for_good(bench: &mut Bench, stores: &mut Stores) {
+pub(super) fn compare_for_good(bench: &mut Bench, stores: &mut Stores) {
     for _ in 0..5 {
         bench.wait(secs(5));
         stores.work(bench);
