@@ -59,6 +59,8 @@ struct Step {
     sent: bool,
     /// How often in a row the other store did not have what it had been sent.
     tries: u32,
+    /// Whether something was heard of the key since it began to be read.
+    heard: bool,
     /// Whether it was seen that only the new primary has the key, long enough ago.
     settled: bool,
     /// Not looked at again before this.
@@ -67,7 +69,7 @@ struct Step {
 
 impl Step {
     const fn new() -> Self {
-        Self { at: At::Read, counted: false, sent: false, tries: 0, settled: false, waits: None }
+        Self { at: At::Read, counted: false, sent: false, tries: 0, heard: false, settled: false, waits: None }
     }
 
     /// To be read again from the primary, at that time.
@@ -122,6 +124,13 @@ impl Backfill {
         }
     }
 
+    /// Something was heard of the key: an answer that is on its way and says that it does not exist may be older.
+    pub(super) fn heard(&mut self, key: &str) {
+        if let Some(step) = self.keys.get_mut(key) {
+            step.heard = true;
+        }
+    }
+
     /// What had waited in the outbox for the key has arrived.
     pub(super) fn sent(&mut self, key: &str) {
         let Some(step) = self.keys.get_mut(key) else { return };
@@ -158,7 +167,10 @@ impl Backfill {
                 step.at = At::Checking(value);
                 (Job::Check(key.clone()), primary.other(), get)
             }
-            _ => (Job::Read(key.clone()), primary, get),
+            _ => {
+                step.heard = false;
+                (Job::Read(key.clone()), primary, get)
+            }
         })
     }
 
@@ -233,6 +245,16 @@ impl MultiCore {
         if self.durable.mirror {
             let verify = self.config.verify_backfill;
             self.backfill.get_or_insert_with(|| Backfill::new(false, verify, None, [])).read(key.clone());
+        }
+    }
+
+    /// Neither store has the key, so that what waited for it was dropped: what was read of it does not count, and it is
+    /// looked at again where it should come from, to be copied if somebody wrote it, or else forgotten.
+    pub(super) fn recheck_gone(&mut self, key: &Arc<str>) {
+        match self.backfill.as_mut() {
+            Some(run) if run.keys.contains_key(key) => run.deleted(key),
+            _ if self.durable.known.contains_key(key) => self.recheck(key),
+            _ => {}
         }
     }
 
@@ -312,8 +334,14 @@ impl MultiCore {
             }
             (Job::Read(key), TaskResult::Value(found)) => match (run.keys.get_mut(&key), found) {
                 (Some(step @ Step { at: At::Reading, .. }), Some(value)) => step.at = At::Check(value),
-                // Nothing to copy, and nothing is ever removed because it is absent.
-                (Some(Step { at: At::Reading, .. }), None) => run.key_done(&key),
+                // Nothing to copy, and nothing is ever removed from a store because it is absent in the other one.
+                (Some(Step { at: At::Reading, heard, .. }), None) => {
+                    let heard = *heard;
+                    run.key_done(&key);
+                    if !heard && self.forget(&key) {
+                        self.compare_soon(now);
+                    }
+                }
                 // Deleted, or made doubtful again, while it was read.
                 _ => {}
             },

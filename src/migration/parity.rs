@@ -1,7 +1,9 @@
 //! Comparing the two stores: all the time against what this node was shown, and thoroughly when somebody asks.
 //!
-//! The continuous comparison reads only the other store: what the primary holds is known from its watches. While the
-//! other store is gossip that costs nothing. It also works while the primary is away, and so tells whether the other
+//! The continuous comparison reads only the other store: what the primary holds is known from its watches, and from what
+//! was read and written here. Of a key that nobody watches, another node may delete it untold: so what the other store
+//! lacks is looked for in the primary, and forgotten when that does not have it either. While the other store is gossip,
+//! a comparison costs nothing. It also works while the primary is away, and so tells whether the other
 //! store has all that this node ever saw.
 //!
 //! The thorough one lists and reads both stores, the primary twice, because two stores cannot be read at one moment: only

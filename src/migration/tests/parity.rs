@@ -262,6 +262,60 @@ fn what_the_other_store_lost_again_is_copied_from_the_primary_again() {
 }
 
 #[test]
+fn a_key_that_another_node_deleted_closes_no_gate_for_good_and_keeps_no_node_from_flipping() {
+    let (mut bench, mut stores) = mirroring(true);
+    // Written here, and so known; nobody watches it.
+    bench.input(Input::Op { id: OpId(9), key: "map".into(), kind: OpKind::Cas });
+    let written = Map::one("n", 1, Some(1)).value();
+    stores.put(Side::A, "map", &written);
+    bench.input(Input::OpDone { id: OpId(9), side: Side::A, result: Ok(OpEffect::Written(written.clone())) });
+    stores.work(&mut bench);
+    compare_for_good(&mut bench, &mut stores);
+    assert!(closed(&bench).is_empty());
+    stores.0.iter_mut().for_each(|store| drop(store.remove("map")));
+    compare_for_good(&mut bench, &mut stores);
+    assert!(closed(&bench).is_empty(), "{:?}", bench.core.gates(bench.now));
+    bench.runtime(to(StoreKind::Memberlist));
+    stores.work(&mut bench);
+    assert_eq!(bench.view().primary, Side::B);
+    assert!(!stores.0[Side::B.index()].contains_key("map"));
+}
+
+/// Goes on until the primary is asked for this key, and leaves that without an answer.
+fn asked_for(bench: &mut Bench, stores: &mut Stores, wanted: &str) -> TaskId {
+    for _ in 0..20 {
+        bench.wait(secs(1));
+        let mut tasks = bench.tasks();
+        while let Some((id, side, asked)) = tasks.pop() {
+            if side == Side::A && matches!(&asked, Task::Get { key } if &**key == wanted) {
+                return id;
+            }
+            let answer = stores.answer(side, &asked, bench.now);
+            bench.task_done(id, Ok(answer));
+            tasks.extend(bench.tasks());
+        }
+    }
+    panic!("nobody asks the primary for {wanted}")
+}
+
+#[test]
+fn what_is_heard_of_a_key_while_the_primary_is_asked_for_it_is_not_forgotten() {
+    for again in [false, true] {
+        let (mut bench, mut stores) = mirroring(true);
+        let value = Map::one("n", 1, Some(1)).value();
+        let shown = Input::Delivered { key: "map".into(), side: Side::A, value: Some(value.clone()) };
+        bench.input(shown.clone());
+        let id = asked_for(&mut bench, &mut stores, "map");
+        if again {
+            // Somebody has created it again, as it was before, and this node heard of it first.
+            bench.input(shown);
+        }
+        bench.task_done(id, Ok(TaskResult::Value(None)));
+        assert_eq!(bench.core.durable.known.contains_key("map"), again);
+    }
+}
+
+#[test]
 fn every_gate_closes_for_its_reason() {
     let (mut bench, mut stores) = mirroring(true);
     assert!(closed(&bench).is_empty());
