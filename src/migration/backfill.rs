@@ -14,8 +14,6 @@ use std::time::{Duration, Instant};
 
 use super::config::Side;
 use super::core::{Job, MultiCore};
-#[cfg(test)]
-use super::lacks::alive;
 use super::lacks::{Lack, lacks};
 use super::message::{MigrationEvent, Task, TaskResult};
 use super::outbox::{Backoff as _, Reason};
@@ -360,7 +358,8 @@ impl MultiCore {
         #[cfg(test)]
         let lack = match &found {
             Some(found) if self.fault == super::core::Fault::RemovalByAbsence => {
-                wanted.delta(Some(found), now).ok().flatten().map(|delta| Lack { seen: alive(&delta), delta })
+                let delta = wanted.delta(Some(found), now).ok().flatten();
+                delta.map(|delta| Lack { seen: delta.content().into_iter().collect(), delta })
             }
             _ => lack,
         };
