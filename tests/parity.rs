@@ -140,3 +140,18 @@ async fn nodes_that_have_to_be_sure_stay_until_the_other_store_has_everything() 
     look_up(&fleet);
     fleet.stop().await;
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_node_that_starts_on_gossip_copies_and_compares_only_what_it_has_joined_for() {
+    let runtime = RuntimeFile::new(FLIPPED);
+    let mut fleet = fleet(&runtime, false).await;
+    fleet.primary(StoreKind::Memberlist).await;
+    fleet.mirrored().await;
+    for number in 4..=6 {
+        let node = fleet.add(number).await;
+        until("its backfill is through", async || node.migration().unwrap().backfill.verified).await;
+        let backfill = node.migration().unwrap().backfill;
+        assert!(backfill.keys >= 1, "everything of nothing is verified: {backfill:?}");
+    }
+    fleet.stop().await;
+}
