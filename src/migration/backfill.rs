@@ -9,6 +9,7 @@
 //! store's value, never as a difference of the two, which would turn what only the other store has into tombstones.
 
 use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -32,9 +33,9 @@ pub(super) struct Backfill {
     full: bool,
     /// Whether a key is read back after it was sent.
     verify: bool,
-    /// After a flip: how long a key that only the new primary has must have been there before it is created in the old
-    /// one. The old one was written first until now, so what it lacks was deleted there, or is on its way to it from
-    /// the node that wrote it; its deletion may still be on its way to the new one.
+    /// Begun soon after a flip: how long a key that only the new primary has must have been there before it is created
+    /// in the old one. The old one was written first until now, so what it lacks was deleted there, or is on its way to
+    /// it from the node that wrote it; its deletion may still be on its way to the new one.
     settle: Option<Duration>,
     /// Prefixes to list, and whether a listing is in flight.
     prefixes: BTreeMap<String, bool>,
@@ -108,17 +109,24 @@ impl Backfill {
         }
     }
 
-    /// The key has to be read (again).
+    /// The key has to be read (again). One that waits goes on waiting: it is read after that in any case.
     pub(super) fn read(&mut self, key: Arc<str>) {
-        if self.keys.insert(key, Step::new()).is_none() {
-            self.found += 1;
+        match self.keys.entry(key) {
+            Entry::Vacant(free) => {
+                free.insert(Step::new());
+                self.found += 1;
+            }
+            Entry::Occupied(mut step) => {
+                let step = step.get_mut();
+                (step.at, step.sent) = (At::Read, false);
+            }
         }
     }
 
-    /// The key was deleted on the primary: what was read of it before does not count.
+    /// The key was deleted on the primary: what was read of it before, and how long it was there, does not count.
     pub(super) fn deleted(&mut self, key: &Arc<str>) {
-        if self.keys.contains_key(key) {
-            self.read(key.clone());
+        if let Some(step) = self.keys.get_mut(key) {
+            *step = Step::new();
         }
     }
 
@@ -213,22 +221,30 @@ impl Backfill {
 }
 
 impl MultiCore {
-    /// Copies everything (again): mirroring was turned on, its direction changed, or the actor was restarted.
+    /// Copies everything (again): mirroring was turned on, its direction changed, there are other prefixes, or the actor
+    /// was restarted.
     pub(super) fn start_backfill(&mut self) {
-        self.begin_backfill(None);
+        self.cancel_backfill();
+        let prefixes = self.config.prefixes.iter().cloned();
+        self.backfill = Some(Backfill::new(true, self.config.verify_backfill, self.settle(), prefixes));
+        self.event(MigrationEvent::BackfillStarted);
     }
 
     /// Copies everything back into the store that was primary until now.
-    pub(super) fn start_backfill_after_flip(&mut self) {
-        // By then every node has tried again to send what waits in its outbox.
-        self.begin_backfill(Some(self.config.retry_max + self.config.patience()));
+    pub(super) fn start_backfill_after_flip(&mut self, now: Now) {
+        self.durable.settles_until = Some(now.mono + self.settle_time());
+        self.start_backfill();
     }
 
-    fn begin_backfill(&mut self, settle: Option<Duration>) {
-        self.cancel_backfill();
-        let prefixes = self.config.prefixes.iter().cloned();
-        self.backfill = Some(Backfill::new(true, self.config.verify_backfill, settle, prefixes));
-        self.event(MigrationEvent::BackfillStarted);
+    /// How long it takes until every node has tried again to send what waits in its outbox.
+    const fn settle_time(&self) -> Duration {
+        self.config.retry_max.saturating_add(self.config.patience())
+    }
+
+    /// What a run that begins now has to wait for with a key that only the primary has.
+    fn settle(&self) -> Option<Duration> {
+        let settling = self.durable.settles_until.is_some_and(|until| self.last_pump.is_none_or(|at| at < until));
+        settling.then(|| self.settle_time())
     }
 
     pub(super) fn cancel_backfill(&mut self) {
@@ -241,8 +257,8 @@ impl MultiCore {
     /// primary holds): compare and copy this key.
     pub(super) fn recheck(&mut self, key: &Arc<str>) {
         if self.durable.mirror {
-            let verify = self.config.verify_backfill;
-            self.backfill.get_or_insert_with(|| Backfill::new(false, verify, None, [])).read(key.clone());
+            let (verify, settle) = (self.config.verify_backfill, self.settle());
+            self.backfill.get_or_insert_with(|| Backfill::new(false, verify, settle, [])).read(key.clone());
         }
     }
 

@@ -109,7 +109,7 @@ pub struct MultiCore {
     pub(super) members: Option<usize>,
     pub(super) published: Option<View>,
     pub(super) out: VecDeque<Output>,
-    last_pump: Option<Instant>,
+    pub(super) last_pump: Option<Instant>,
     /// When old tombstones were last left out of what is known.
     pruned: Instant,
     /// When draining must end.
@@ -154,7 +154,7 @@ impl MultiCore {
             members: None,
             published: None,
             out: VecDeque::new(),
-            last_pump: None,
+            last_pump: Some(now.mono),
             pruned: now.mono,
             drain_until: None,
             closed: false,
