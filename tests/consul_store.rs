@@ -427,7 +427,7 @@ async fn a_watch_of_a_missing_key_waits_for_the_index_it_was_given() {
 }
 
 #[tokio::test]
-async fn reads_are_as_consistent_as_configured_and_writes_always_read_the_leader() {
+async fn reads_are_as_consistent_as_configured_and_writes_and_moves_always_read_the_leader() {
     let Some(consul) = Consul::start() else { return };
     let proxy = FaultProxy::start(consul.addr()).await;
     for (consistent_reads, parameter) in [(false, "stale"), (true, "consistent")] {
@@ -435,6 +435,8 @@ async fn reads_are_as_consistent_as_configured_and_writes_always_read_the_leader
         let key = format!("by-{parameter}");
         store.get(&key).await.unwrap();
         store.list(&key).await.unwrap();
+        store.get_latest(&key).await.unwrap();
+        store.list_latest(&key).await.unwrap();
         set(&store, &key, "a", "x").await.unwrap();
         let seen: Vec<_> = proxy
             .requests()
@@ -442,9 +444,12 @@ async fn reads_are_as_consistent_as_configured_and_writes_always_read_the_leader
             .filter(|request| request.contains(&key))
             .map(|request| request.split_whitespace().take(2).collect::<Vec<_>>().join(" "))
             .collect();
+        let confirmed = if consistent_reads { "consistent" } else { "" };
         let expected = [
             format!("GET /v1/kv/{key}?{parameter}"),
             format!("GET /v1/kv/{key}?keys&{parameter}"),
+            format!("GET /v1/kv/{key}?{confirmed}").trim_end_matches('?').to_owned(),
+            format!("GET /v1/kv/{key}?keys&{confirmed}").trim_end_matches('&').to_owned(),
             format!("GET /v1/kv/{key}"),
             format!("PUT /v1/kv/{key}?cas=0"),
             format!("GET /v1/kv/{key}?keys"),

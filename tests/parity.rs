@@ -211,3 +211,18 @@ async fn lookups_that_the_other_store_answers_differently_are_counted_and_shown(
     assert!(shadow(node).mismatched >= before);
     fleet.stop().await;
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_node_that_starts_on_gossip_copies_and_compares_only_what_it_has_joined_for() {
+    let runtime = RuntimeFile::new(FLIPPED);
+    let mut fleet = fleet(&runtime, false).await;
+    fleet.primary(StoreKind::Memberlist).await;
+    fleet.mirrored().await;
+    for number in 4..=6 {
+        let node = fleet.add(number).await;
+        until("its backfill is through", async || node.migration().unwrap().backfill.verified).await;
+        let backfill = node.migration().unwrap().backfill;
+        assert!(backfill.keys >= 1, "everything of nothing is verified: {backfill:?}");
+    }
+    fleet.stop().await;
+}

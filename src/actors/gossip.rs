@@ -240,9 +240,22 @@ impl Handler<Delete> for Gossip {
     }
 }
 
+/// Answered when all is merged that came before.
+struct UpToHere;
+message!(UpToHere => Result<(), StoreError>);
+
+impl Handler<UpToHere> for Gossip {
+    type Result = Result<(), StoreError>;
+
+    fn handle(&mut self, _: UpToHere, _: &mut Self::Context) -> Self::Result {
+        Ok(())
+    }
+}
+
 /// The gossip store as everybody else sees it. Reads are served from what the actor published, without it.
 ///
-/// Writes wait until the first attempt to join is over, so that they are made on top of what the cluster knows.
+/// Writes wait until the first attempt to join is over, so that they are made on top of what the cluster knows. So do reads
+/// by which another store is brought up to date: before, there is nothing here, and that would pass for everything.
 pub(crate) struct GossipClient {
     address: Addr<Gossip>,
     hub: Arc<WatchHub>,
@@ -298,6 +311,22 @@ impl Store for GossipClient {
     fn list(&self, prefix: &str) -> BoxFuture<'_, Result<Vec<String>, StoreError>> {
         let keys = self.hub.list(prefix);
         Box::pin(std::future::ready(Ok(keys)))
+    }
+
+    fn get_latest(&self, key: &str) -> BoxFuture<'_, Result<Option<Entry>, StoreError>> {
+        let key = key.to_owned();
+        Box::pin(async move {
+            self.ask(|| UpToHere).await?;
+            Ok(self.hub.get(&key))
+        })
+    }
+
+    fn list_latest(&self, prefix: &str) -> BoxFuture<'_, Result<Vec<String>, StoreError>> {
+        let prefix = prefix.to_owned();
+        Box::pin(async move {
+            self.ask(|| UpToHere).await?;
+            Ok(self.hub.list(&prefix))
+        })
     }
 
     fn cas(&self, key: &str, f: CasFn) -> BoxFuture<'_, Result<CasOutcome, StoreError>> {

@@ -263,8 +263,8 @@ impl Mirror {
                         store.delete(&key).await?;
                         TaskResult::Done
                     }
-                    Task::Get { key } => TaskResult::Value(store.get(&key).await?.map(|entry| entry.value)),
-                    Task::List { prefix } => TaskResult::Keys(store.list(&prefix).await?),
+                    Task::Get { key } => TaskResult::Value(store.get_latest(&key).await?.map(|entry| entry.value)),
+                    Task::List { prefix } => TaskResult::Keys(store.list_latest(&prefix).await?),
                 })
             };
             tokio::time::timeout(patience, io)

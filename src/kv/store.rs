@@ -106,6 +106,18 @@ pub trait Store: Send + Sync + 'static {
     /// All keys that begin with `prefix`, in order.
     fn list(&self, prefix: &str) -> BoxFuture<'_, Result<Vec<String>, StoreError>>;
 
+    /// The current entry, as a write would find it: not from a server that may be behind, where the store has several,
+    /// and not before a node that gossips has joined. What brings one store up to date from another reads so. The
+    /// default is [`Store::get`], for stores that always answer so.
+    fn get_latest(&self, key: &str) -> BoxFuture<'_, Result<Option<Entry>, StoreError>> {
+        self.get(key)
+    }
+
+    /// All keys that begin with `prefix`, in order, asked like [`Store::get_latest`]. The default is [`Store::list`].
+    fn list_latest(&self, prefix: &str) -> BoxFuture<'_, Result<Vec<String>, StoreError>> {
+        self.list(prefix)
+    }
+
     /// Reads, calls `f`, writes what it returned if nobody wrote in between, else starts over.
     fn cas(&self, key: &str, f: CasFn) -> BoxFuture<'_, Result<CasOutcome, StoreError>>;
 

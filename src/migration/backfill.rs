@@ -2,15 +2,20 @@
 //!
 //! For each key: read it from the primary, read it from the other store; when the other store lacks something, send what
 //! it lacks through the outbox and read again. A key is verified when the other store ⊒ the value that was read from the
-//! primary. Writes that come later are mirrored on their own. What is missing is computed by *joining* into a copy of the
-//! other store's value, never as a difference of the two, which would turn what only the other store has into tombstones.
+//! primary, in all that a reader could see (`lacks`). When it still lacks something that it was sent and took, both are
+//! read anew, later and later: the store does not keep it, or somebody took it out again.
+//!
+//! Writes that come later are mirrored on their own. What is missing is computed by *joining* into a copy of the other
+//! store's value, never as a difference of the two, which would turn what only the other store has into tombstones.
 
 use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::config::Side;
 use super::core::{Job, MultiCore};
+use super::lacks::{Lack, lacks};
 use super::message::{MigrationEvent, Task, TaskResult};
 use super::outbox::{Backoff as _, Reason};
 use super::sizes::{self, LargeValue};
@@ -28,9 +33,9 @@ pub(super) struct Backfill {
     full: bool,
     /// Whether a key is read back after it was sent.
     verify: bool,
-    /// After a flip: how long a key that only the new primary has must have been there before it is created in the old
-    /// one. The old one was written first until now, so what it lacks was deleted there, or is on its way to it from
-    /// the node that wrote it; its deletion may still be on its way to the new one.
+    /// Begun soon after a flip: how long a key that only the new primary has must have been there before it is created
+    /// in the old one. The old one was written first until now, so what it lacks was deleted there, or is on its way to
+    /// it from the node that wrote it; its deletion may still be on its way to the new one.
     settle: Option<Duration>,
     /// Prefixes to list, and whether a listing is in flight.
     prefixes: BTreeMap<String, bool>,
@@ -49,13 +54,26 @@ pub(super) struct Backfill {
 struct Step {
     at: At,
     counted: bool,
+    /// Whether the other store took what it lacked after it was read last.
+    sent: bool,
+    /// How often in a row the other store did not have what it had been sent.
+    tries: u32,
+    /// Whether something was heard of the key since it began to be read.
+    heard: bool,
+    /// Whether it was seen that only the new primary has the key, long enough ago.
+    settled: bool,
     /// Not looked at again before this.
     waits: Option<Instant>,
 }
 
 impl Step {
     const fn new() -> Self {
-        Self { at: At::Read, counted: false, waits: None }
+        Self { at: At::Read, counted: false, sent: false, tries: 0, heard: false, settled: false, waits: None }
+    }
+
+    /// To be read again from the primary, at that time.
+    fn read_again_at(&mut self, at: Instant) {
+        (self.at, self.sent, self.waits) = (At::Read, false, Some(at));
     }
 }
 
@@ -91,17 +109,31 @@ impl Backfill {
         }
     }
 
-    /// The key has to be read (again).
+    /// The key has to be read (again). One that waits goes on waiting: it is read after that in any case.
     pub(super) fn read(&mut self, key: Arc<str>) {
-        if self.keys.insert(key, Step::new()).is_none() {
-            self.found += 1;
+        match self.keys.entry(key) {
+            Entry::Vacant(free) => {
+                free.insert(Step::new());
+                self.found += 1;
+            }
+            Entry::Occupied(mut step) => {
+                let step = step.get_mut();
+                (step.at, step.sent) = (At::Read, false);
+            }
         }
     }
 
-    /// The key was deleted on the primary: what was read of it before does not count.
+    /// The key was deleted on the primary: what was read of it before, and how long it was there, does not count.
     pub(super) fn deleted(&mut self, key: &Arc<str>) {
-        if self.keys.contains_key(key) {
-            self.read(key.clone());
+        if let Some(step) = self.keys.get_mut(key) {
+            *step = Step::new();
+        }
+    }
+
+    /// Something was heard of the key: an answer that is on its way and says that it does not exist may be older.
+    pub(super) fn heard(&mut self, key: &str) {
+        if let Some(step) = self.keys.get_mut(key) {
+            step.heard = true;
         }
     }
 
@@ -111,6 +143,7 @@ impl Backfill {
         let At::Sending(value) = &step.at else { return };
         if self.verify {
             step.at = At::Check(value.clone());
+            step.sent = true;
         } else {
             self.key_done(key);
         }
@@ -140,7 +173,10 @@ impl Backfill {
                 step.at = At::Checking(value);
                 (Job::Check(key.clone()), primary.other(), get)
             }
-            _ => (Job::Read(key.clone()), primary, get),
+            _ => {
+                step.heard = false;
+                (Job::Read(key.clone()), primary, get)
+            }
         })
     }
 
@@ -185,22 +221,30 @@ impl Backfill {
 }
 
 impl MultiCore {
-    /// Copies everything (again): mirroring was turned on, its direction changed, or the actor was restarted.
+    /// Copies everything (again): mirroring was turned on, its direction changed, there are other prefixes, or the actor
+    /// was restarted.
     pub(super) fn start_backfill(&mut self) {
-        self.begin_backfill(None);
+        self.cancel_backfill();
+        let prefixes = self.config.prefixes.iter().cloned();
+        self.backfill = Some(Backfill::new(true, self.config.verify_backfill, self.settle(), prefixes));
+        self.event(MigrationEvent::BackfillStarted);
     }
 
     /// Copies everything back into the store that was primary until now.
-    pub(super) fn start_backfill_after_flip(&mut self) {
-        // By then every node has tried again to send what waits in its outbox.
-        self.begin_backfill(Some(self.config.retry_max + self.config.patience()));
+    pub(super) fn start_backfill_after_flip(&mut self, now: Now) {
+        self.durable.settles_until = Some(now.mono + self.settle_time());
+        self.start_backfill();
     }
 
-    fn begin_backfill(&mut self, settle: Option<Duration>) {
-        self.cancel_backfill();
-        let prefixes = self.config.prefixes.iter().cloned();
-        self.backfill = Some(Backfill::new(true, self.config.verify_backfill, settle, prefixes));
-        self.event(MigrationEvent::BackfillStarted);
+    /// How long it takes until every node has tried again to send what waits in its outbox.
+    const fn settle_time(&self) -> Duration {
+        self.config.retry_max.saturating_add(self.config.patience())
+    }
+
+    /// What a run that begins now has to wait for with a key that only the primary has.
+    fn settle(&self) -> Option<Duration> {
+        let settling = self.durable.settles_until.is_some_and(|until| self.last_pump.is_none_or(|at| at < until));
+        settling.then(|| self.settle_time())
     }
 
     pub(super) fn cancel_backfill(&mut self) {
@@ -213,8 +257,18 @@ impl MultiCore {
     /// primary holds): compare and copy this key.
     pub(super) fn recheck(&mut self, key: &Arc<str>) {
         if self.durable.mirror {
-            let verify = self.config.verify_backfill;
-            self.backfill.get_or_insert_with(|| Backfill::new(false, verify, None, [])).read(key.clone());
+            let (verify, settle) = (self.config.verify_backfill, self.settle());
+            self.backfill.get_or_insert_with(|| Backfill::new(false, verify, settle, [])).read(key.clone());
+        }
+    }
+
+    /// Neither store has the key, so that what waited for it was dropped: what was read of it does not count, and it is
+    /// looked at again where it should come from, to be copied if somebody wrote it, or else forgotten.
+    pub(super) fn recheck_gone(&mut self, key: &Arc<str>) {
+        match self.backfill.as_mut() {
+            Some(run) if run.keys.contains_key(key) => run.deleted(key),
+            _ if self.durable.known.contains_key(key) => self.recheck(key),
+            _ => {}
         }
     }
 
@@ -294,8 +348,14 @@ impl MultiCore {
             }
             (Job::Read(key), TaskResult::Value(found)) => match (run.keys.get_mut(&key), found) {
                 (Some(step @ Step { at: At::Reading, .. }), Some(value)) => step.at = At::Check(value),
-                // Nothing to copy, and nothing is ever removed because it is absent.
-                (Some(Step { at: At::Reading, .. }), None) => run.key_done(&key),
+                // Nothing to copy, and nothing is ever removed from a store because it is absent in the other one.
+                (Some(Step { at: At::Reading, heard, .. }), None) => {
+                    let heard = *heard;
+                    run.key_done(&key);
+                    if !heard && self.forget(&key) {
+                        self.compare_soon(now);
+                    }
+                }
                 // Deleted, or made doubtful again, while it was read.
                 _ => {}
             },
@@ -310,47 +370,50 @@ impl MultiCore {
         let Some(step) = run.keys.get_mut(key) else { return };
         let At::Checking(wanted) = &step.at else { return };
         let wanted = wanted.clone();
-        if let (None, Some(settle), None) = (&found, run.settle, step.waits) {
+        let lack = lacks(found.as_ref(), &wanted, now);
+        #[cfg(test)]
+        let lack = match &found {
+            Some(found) if self.fault == super::core::Fault::RemovalByAbsence => {
+                let delta = wanted.delta(Some(found), now).ok().flatten();
+                delta.map(|delta| Lack { seen: delta.content().into_iter().collect(), delta })
+            }
+            _ => lack,
+        };
+        let Some(Lack { delta, seen }) = lack else { return run.key_done(key) };
+        if let (None, Some(settle), false) = (&found, run.settle, step.settled) {
             // Read again before it is created: it may be gone by then.
-            *step = Step { at: At::Read, waits: Some(now.mono + settle), ..Step::new() };
+            step.settled = true;
+            return step.read_again_at(now.mono + settle);
+        }
+        if step.sent && !seen.is_empty() {
+            step.tries = step.tries.saturating_add(1);
+            return step.read_again_at(now.mono + self.backoff.delay(step.tries));
+        }
+        let all = found.and_then(|found| found.join(&wanted, now).ok());
+        let all = all.map_or_else(|| wanted.clone(), |all| all.value);
+        let other = self.durable.primary.other();
+        let too_large = self.too_large(key, &all);
+        if seen.is_empty() {
+            // Tombstones of what is not there. They keep older writes of those entries out, where they are kept at all.
+            if too_large.is_none() {
+                self.enqueue(other, key, &delta, Reason::Owed, now);
+            }
+            if let Some(run) = self.backfill.as_mut() {
+                run.key_done(key);
+            }
             return;
         }
-        let lacks = match &found {
-            None => Some(wanted.clone()),
-            #[cfg(test)]
-            Some(found) if self.fault == super::core::Fault::RemovalByAbsence => {
-                wanted.delta(Some(found), now).ok().flatten()
+        if let Some(size) = too_large {
+            self.note_too_large(other, key, size, false);
+            if let Some(run) = self.backfill.as_mut() {
+                run.give_up(key, LargeValue { key: key.to_string(), size: size.size, limit: size.limit });
             }
-            // Of two types, which a codec rules out, the primary's is the one that readers see.
-            Some(found) => found.join(&wanted, now).map_or_else(|_| Some(wanted.clone()), |joined| joined.change),
-        };
-        match lacks {
-            None => run.key_done(key),
-            Some(lacks) => {
-                let all = found
-                    .and_then(|found| found.join(&wanted, now).ok())
-                    .map_or_else(|| wanted.clone(), |all| all.value);
-                if let Some(size) = self.too_large(key, &all) {
-                    let (other, of) = (self.durable.primary.other(), key.to_string());
-                    self.note_too_large(other, key, size, false);
-                    if let Some(run) = self.backfill.as_mut() {
-                        run.give_up(key, LargeValue { key: of, size: size.size, limit: size.limit });
-                    }
-                    return;
-                }
-                let mut counted = false;
-                let Some(step) = self.backfill.as_mut().and_then(|run| run.keys.get_mut(key)) else { return };
-                if !step.counted {
-                    step.counted = true;
-                    counted = true;
-                }
-                step.at = At::Sending(wanted);
-                if let Some(run) = self.backfill.as_mut().filter(|_| counted) {
-                    run.joined += 1;
-                }
-                let other = self.durable.primary.other();
-                self.enqueue(other, key, &lacks, Reason::Owed, now);
-            }
+            return;
         }
+        let Some(run) = self.backfill.as_mut() else { return };
+        let Some(step) = run.keys.get_mut(key) else { return };
+        run.joined += usize::from(!std::mem::replace(&mut step.counted, true));
+        step.at = At::Sending(wanted);
+        self.enqueue(other, key, &delta, Reason::Owed, now);
     }
 }

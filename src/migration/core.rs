@@ -109,7 +109,7 @@ pub struct MultiCore {
     pub(super) members: Option<usize>,
     pub(super) published: Option<View>,
     pub(super) out: VecDeque<Output>,
-    last_pump: Option<Instant>,
+    pub(super) last_pump: Option<Instant>,
     /// When old tombstones were last left out of what is known.
     pruned: Instant,
     /// When draining must end.
@@ -154,7 +154,7 @@ impl MultiCore {
             members: None,
             published: None,
             out: VecDeque::new(),
-            last_pump: None,
+            last_pump: Some(now.mono),
             pruned: now.mono,
             drain_until: None,
             closed: false,
@@ -315,10 +315,7 @@ impl MultiCore {
     fn delivered(&mut self, key: &Arc<str>, side: Side, value: Option<Value>, now: Now) {
         let Some(value) = value else {
             if side == self.durable.primary {
-                Arc::make_mut(&mut self.durable.known).remove(key);
-                if let Some(to) = self.carrying() {
-                    self.durable.outbox[to.index()].drop_carry_over(Some(key));
-                }
+                self.forget(key);
             }
             return;
         };
@@ -331,8 +328,22 @@ impl MultiCore {
         }
     }
 
+    /// The primary does not have the key (any more). Returns whether something was known of it.
+    pub(super) fn forget(&mut self, key: &Arc<str>) -> bool {
+        if let Some(to) = self.carrying() {
+            self.durable.outbox[to.index()].drop_carry_over(Some(key));
+        }
+        // Looked at first: a change would copy what a clone of the durable state shares.
+        self.durable.known.contains_key(key) && Arc::make_mut(&mut self.durable.known).remove(key).is_some()
+    }
+
     /// Joins into what is known of the key. Returns what was new.
     pub(super) fn remember(&mut self, key: &Arc<str>, value: &Value, now: Now) -> Option<Value> {
+        // Also when it is nothing new: the key exists.
+        self.not_doubtful(key);
+        if let Some(run) = self.backfill.as_mut() {
+            run.heard(key);
+        }
         let joined = match self.durable.known.get(key) {
             None => Some((value.clone(), value.clone())),
             Some(known) => match known.join(value, now) {
@@ -341,7 +352,6 @@ impl MultiCore {
             },
         };
         let (all, new) = joined?;
-        self.not_doubtful(key);
         Arc::make_mut(&mut self.durable.known).insert(key.clone(), all);
         Some(new)
     }
@@ -364,10 +374,7 @@ impl MultiCore {
             None if gone => {
                 self.durable.totals.dropped += 1;
                 self.event(MigrationEvent::DeletedKeyLeft { store: self.config.kind(side), key: key.to_string() });
-                if let Some(run) = self.backfill.as_mut() {
-                    // What was read of it does not count; it is looked at again where it should come from.
-                    run.deleted(&key);
-                }
+                self.recheck_gone(&key);
             }
             None => {
                 self.note_taken(side, &key);

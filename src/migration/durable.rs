@@ -32,6 +32,8 @@ pub struct Durable {
     pub(super) totals: Totals,
     /// When the store that is not primary last had everything.
     pub(super) safe_at: Option<Instant>,
+    /// After a flip with the mirror on: until when a run begins that has to wait with keys that only the new primary has.
+    pub(super) settles_until: Option<Instant>,
 }
 
 /// What an operation is about to change where it runs.
@@ -71,6 +73,7 @@ impl Durable {
             last_task: 0,
             totals: Totals::default(),
             safe_at: None,
+            settles_until: None,
         }
     }
 }

@@ -239,7 +239,7 @@ impl MultiCore {
         self.restart_parity();
         self.durable.safe_at = Some(now.mono);
         if self.durable.mirror {
-            self.start_backfill_after_flip();
+            self.start_backfill_after_flip(now);
         } else {
             self.cancel_backfill();
         }

@@ -164,12 +164,13 @@ pub enum Task {
         /// The key.
         key: Arc<str>,
     },
-    /// Read the key.
+    /// Read the key, as a write would find it: not from a server that may be behind, nor before a node that gossips has
+    /// joined.
     Get {
         /// The key.
         key: Arc<str>,
     },
-    /// List the keys under a prefix.
+    /// List the keys under a prefix, asked in the same way.
     List {
         /// The prefix.
         prefix: String,

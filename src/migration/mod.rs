@@ -14,7 +14,8 @@
 //!
 //! # Layout
 //! - `core`: [`MultiCore`]: inputs, outputs, shutdown · `ops`: operations of users · `flip`: changing the primary
-//! - `outbox`: what still has to go to a store, one entry a key · `backfill`: copying what nobody writes
+//! - `outbox`: what still has to go to a store, one entry a key · `backfill`: copying what nobody writes ·
+//!   `lacks`: what of it is missing
 //! - `parity`: comparing the stores · `gates`: whether a flip is safe, and the way back
 //! - `config`, `message`, `status`: the plain data · `durable`: what outlives the actor
 //! - `sizes`: whether everything fits the other store · `story`: gates and outbox, told when they change
@@ -35,6 +36,7 @@ mod core;
 mod durable;
 mod flip;
 mod gates;
+mod lacks;
 mod message;
 mod ops;
 mod outbox;

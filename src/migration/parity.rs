@@ -1,7 +1,9 @@
 //! Comparing the two stores: all the time against what this node was shown, and thoroughly when somebody asks.
 //!
-//! The continuous comparison reads only the other store: what the primary holds is known from its watches. While the
-//! other store is gossip that costs nothing. It also works while the primary is away, and so tells whether the other
+//! The continuous comparison reads only the other store: what the primary holds is known from its watches, and from what
+//! was read and written here. Of a key that nobody watches, another node may delete it untold: so what the other store
+//! lacks is looked for in the primary, and forgotten when that does not have it either. While the other store is gossip,
+//! a comparison costs nothing. It also works while the primary is away, and so tells whether the other
 //! store has all that this node ever saw.
 //!
 //! The thorough one lists and reads both stores, the primary twice, because two stores cannot be read at one moment: only
@@ -21,6 +23,7 @@ use serde::Serialize;
 
 use super::config::{MultiConfig, Side};
 use super::core::{Job, MultiCore};
+use super::lacks::{alive, lacks};
 use super::message::{MigrationEvent, Output, Task, TaskResult};
 use crate::clock::Now;
 use crate::kv::{StoreError, StoreKind, Value};
@@ -47,7 +50,8 @@ pub struct ParityReport {
     pub secondary: StoreKind,
     /// Whether both stores were listed and read. `false`: the other one was compared with what this node was shown.
     pub thorough: bool,
-    /// Whether both hold the same, but for heartbeats and what is on its way.
+    /// Whether both hold the same, but for heartbeats, tombstones of what the other one does not have either, and what is
+    /// on its way.
     pub equal: bool,
     /// Whether the secondary has all that the primary has. It may have more.
     pub secondary_has_all: bool,
@@ -70,7 +74,7 @@ pub struct ParityReport {
 /// How a value that is not a ring compares.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct ValueParity {
-    /// Entries of the primary's value that the secondary lacks, or has older.
+    /// Entries of the primary's value that the secondary lacks, or has older. Tombstones count where they hide something.
     pub secondary_lacks: usize,
     /// Entries of the secondary's value that the primary lacks, or has older.
     pub primary_lacks: usize,
@@ -359,7 +363,8 @@ impl MultiCore {
             return;
         }
         for (key, readings) in &run.keys {
-            let absent = readings.first.is_some() && readings.last_now.is_some() && readings.secondary_now.is_none();
+            let there = |value: &Option<Value>| value.as_ref().is_some_and(|value| !alive(value).is_empty());
+            let absent = there(&readings.first) && there(&readings.last_now) && readings.secondary_now.is_none();
             let ring = report.rings.get(&**key).is_some_and(|ring| !ring.secondary_has_all());
             let value = report.values.get(&**key).is_some_and(|value| value.secondary_lacks > 0);
             if absent || ring || value {
@@ -435,21 +440,22 @@ impl Readings {
     }
 
     fn compare(&self, now: Now) -> Difference {
+        // A value in which nothing is alive is as good as none: one kind of store keeps its key, another does not.
+        let lives = |value: &Option<Value>| value.as_ref().is_some_and(|value| !alive(value).is_empty());
         let primary_never = self.first.is_none() && self.last.is_none() && self.last_now.is_none();
         let primary_always = self.first.is_some() && self.last.is_some() && self.last_now.is_some();
         let secondary_never = self.secondary.is_none() && self.secondary_now.is_none();
         let secondary_always = self.secondary.is_some() && self.secondary_now.is_some();
         if primary_always && secondary_never {
-            return Difference::OnlyPrimary;
+            return if lives(&self.last_now) { Difference::OnlyPrimary } else { Difference::None };
         } else if primary_never && secondary_always {
-            return Difference::OnlySecondary;
+            return if lives(&self.secondary_now) { Difference::OnlySecondary } else { Difference::None };
         } else if self.ring() {
             return Difference::None;
         }
         // What joining would bring, by entry. What the first looks at one store showed, the latest at the other lacks.
         let lacks = |of: &Value, than: &Value| -> BTreeSet<String> {
-            let change = of.join(than, now).ok().and_then(|joined| joined.change);
-            change.map(|change| change.content().into_iter().collect()).unwrap_or_default()
+            lacks(Some(of), than, now).map(|lack| lack.seen).unwrap_or_default()
         };
         let (mut secondary_lacks, mut primary_lacks) = (0, 0);
         if let (Some(first), Some(last), Some(secondary)) = (&self.first, &self.last, &self.secondary_now) {

@@ -47,6 +47,16 @@ impl Store for OnNode {
         self.run(|store| async move { store.list(&prefix).await })
     }
 
+    fn get_latest(&self, key: &str) -> BoxFuture<'_, Result<Option<Entry>, StoreError>> {
+        let key = key.to_owned();
+        self.run(|store| async move { store.get_latest(&key).await })
+    }
+
+    fn list_latest(&self, prefix: &str) -> BoxFuture<'_, Result<Vec<String>, StoreError>> {
+        let prefix = prefix.to_owned();
+        self.run(|store| async move { store.list_latest(&prefix).await })
+    }
+
     fn cas(&self, key: &str, f: CasFn) -> BoxFuture<'_, Result<CasOutcome, StoreError>> {
         let key = key.to_owned();
         self.run(|store| async move { store.cas(&key, f).await })

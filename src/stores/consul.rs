@@ -57,7 +57,8 @@ pub struct ConsulConfig {
     /// Sent as `X-Consul-Token` when not empty. Never logged. Default: empty.
     pub acl_token: String,
     /// Whether reads and watches ask the leader to confirm that it leads (`?consistent`), instead of taking any
-    /// server's answer (`?stale`). A compare-and-swap always reads from the leader. Default: false.
+    /// server's answer (`?stale`). A compare-and-swap always reads from the leader, and so does what copies and compares
+    /// during a move. Default: false.
     pub consistent_reads: bool,
     /// The longest time that one request may take. A watch asks Consul to hold its answer back for half of it, at most
     /// 10 s. Default: 20 s.
@@ -137,6 +138,11 @@ impl ConsulConfig {
         if self.consistent_reads { Consistency::Consistent } else { Consistency::Stale }
     }
 
+    /// That of a read which must not miss what was written before it.
+    fn latest_consistency(&self) -> Consistency {
+        if self.consistent_reads { Consistency::Consistent } else { Consistency::Leader }
+    }
+
     fn tombstones(&self) -> Tombstones {
         Tombstones { keep: self.keep_tombstones, lifetime: self.left_timeout }
     }
@@ -172,6 +178,21 @@ impl ConsulStore {
         let client = Client::new(&config)?;
         let shared = Arc::new(Shared { client, config, codecs, watches: Arc::default() });
         Ok(Arc::new(Self { shared, writers: Writers::default() }))
+    }
+
+    async fn read(&self, key: &str, consistency: Consistency) -> Result<Option<Entry>, StoreError> {
+        let Shared { client, codecs, .. } = &*self.shared;
+        let codec = codec_for(codecs, key)?;
+        let reply = client.read(&Target::Key(key.into()), consistency, None).await?;
+        let Some(pair) = reply.pairs.into_iter().next() else { return Ok(None) };
+        Ok(Some(Entry { value: decode(&*codec, key, &pair.value)?, version: pair.version }))
+    }
+
+    async fn keys(&self, prefix: &str, consistency: Consistency) -> Result<Vec<String>, StoreError> {
+        let (mut keys, _) = self.shared.client.keys(prefix, consistency).await?;
+        keys.retain(|key| key.starts_with(prefix));
+        keys.sort_unstable();
+        Ok(keys)
     }
 
     async fn edit(&self, key: &str, mut edit: Edit) -> Result<CasOutcome, StoreError> {
@@ -218,23 +239,22 @@ impl Store for ConsulStore {
 
     fn get(&self, key: &str) -> BoxFuture<'_, Result<Option<Entry>, StoreError>> {
         let key = key.to_owned();
-        Box::pin(async move {
-            let Shared { client, config, codecs, .. } = &*self.shared;
-            let codec = codec_for(codecs, &key)?;
-            let reply = client.read(&Target::Key(key.as_str().into()), config.read_consistency(), None).await?;
-            let Some(pair) = reply.pairs.into_iter().next() else { return Ok(None) };
-            Ok(Some(Entry { value: decode(&*codec, &key, &pair.value)?, version: pair.version }))
-        })
+        Box::pin(async move { self.read(&key, self.shared.config.read_consistency()).await })
     }
 
     fn list(&self, prefix: &str) -> BoxFuture<'_, Result<Vec<String>, StoreError>> {
         let prefix = prefix.to_owned();
-        Box::pin(async move {
-            let (mut keys, _) = self.shared.client.keys(&prefix, self.shared.config.read_consistency()).await?;
-            keys.retain(|key| key.starts_with(&prefix));
-            keys.sort_unstable();
-            Ok(keys)
-        })
+        Box::pin(async move { self.keys(&prefix, self.shared.config.read_consistency()).await })
+    }
+
+    fn get_latest(&self, key: &str) -> BoxFuture<'_, Result<Option<Entry>, StoreError>> {
+        let key = key.to_owned();
+        Box::pin(async move { self.read(&key, self.shared.config.latest_consistency()).await })
+    }
+
+    fn list_latest(&self, prefix: &str) -> BoxFuture<'_, Result<Vec<String>, StoreError>> {
+        let prefix = prefix.to_owned();
+        Box::pin(async move { self.keys(&prefix, self.shared.config.latest_consistency()).await })
     }
 
     fn cas(&self, key: &str, f: CasFn) -> BoxFuture<'_, Result<CasOutcome, StoreError>> {

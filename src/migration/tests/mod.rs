@@ -2,6 +2,7 @@
 //! `fleet`, and `scenarios`, the list of what can go wrong).
 #![allow(clippy::unwrap_used)]
 
+mod backfill;
 mod deletions;
 mod fleet;
 mod map;

@@ -15,14 +15,22 @@ use crate::ring::{Desc, Instance, InstanceState};
 
 /// What the two stores hold, for tasks to be answered from.
 #[derive(Default)]
-struct Stores([BTreeMap<String, Value>; 2]);
+pub(super) struct Stores(
+    pub(super) [BTreeMap<String, Value>; 2],
+    /// The one that keeps neither tombstones nor keys in which nothing is alive.
+    pub(super) Option<Side>,
+);
+
+/// No work of these tests has as many steps.
+const ENDLESS: usize = 2_000;
 
 impl Stores {
-    fn put(&mut self, side: Side, key: &str, value: &Value) {
+    pub(super) fn put(&mut self, side: Side, key: &str, value: &Value) {
         self.0[side.index()].insert(key.to_owned(), value.clone());
     }
 
     fn answer(&mut self, side: Side, task: &Task, now: Now) -> TaskResult {
+        let forgets = self.1 == Some(side);
         let store = &mut self.0[side.index()];
         match task {
             Task::List { prefix } => {
@@ -34,7 +42,10 @@ impl Stores {
                     Some(value) => value.join(delta, now).unwrap().value,
                     None => delta.clone(),
                 };
-                store.insert(key.to_string(), joined);
+                let joined = if forgets { joined.without_tombstones(None).0 } else { joined };
+                if !(forgets && joined.is_empty()) {
+                    store.insert(key.to_string(), joined);
+                }
                 TaskResult::Done
             }
             Task::Delete { key } => {
@@ -45,10 +56,13 @@ impl Stores {
     }
 
     /// Answers tasks until there are no more. Returns everything that was said meanwhile.
-    fn work(&mut self, bench: &mut Bench) -> Vec<Output> {
+    pub(super) fn work(&mut self, bench: &mut Bench) -> Vec<Output> {
         let mut said = std::mem::take(&mut bench.out);
         let mut tasks = said.iter().filter_map(task).collect::<Vec<_>>();
+        let mut answered = 0;
         while let Some((id, side, task_of)) = tasks.pop() {
+            answered += 1;
+            assert!(answered < ENDLESS, "it never ends: {task_of:?}");
             let answer = self.answer(side, &task_of, bench.now);
             bench.task_done(id, Ok(answer));
             tasks.extend(bench.out.iter().filter_map(task));
@@ -58,14 +72,14 @@ impl Stores {
     }
 }
 
-fn task(output: &Output) -> Option<(TaskId, Side, Task)> {
+pub(super) fn task(output: &Output) -> Option<(TaskId, Side, Task)> {
     match output {
         Output::Task { id, side, task } => Some((*id, *side, task.clone())),
         _ => None,
     }
 }
 
-fn ring(ids: &[&str], now: Now) -> Value {
+pub(super) fn ring(ids: &[&str], now: Now) -> Value {
     let instance = |id: &&str| {
         let token = u32::from(id.as_bytes()[0]) << 24;
         let one = Instance {
@@ -79,7 +93,7 @@ fn ring(ids: &[&str], now: Now) -> Value {
     Value::new(Desc { instances: ids.iter().map(instance).collect(), ..Desc::default() })
 }
 
-fn report(said: &[Output]) -> Arc<ParityReport> {
+pub(super) fn report(said: &[Output]) -> Arc<ParityReport> {
     said.iter()
         .find_map(|output| match output {
             Output::Parity { result: Ok(report), .. } => Some(report.clone()),
@@ -88,12 +102,12 @@ fn report(said: &[Output]) -> Arc<ParityReport> {
         .expect("a report")
 }
 
-fn closed(bench: &Bench) -> Vec<&'static str> {
+pub(super) fn closed(bench: &Bench) -> Vec<&'static str> {
     bench.core.gates(bench.now).iter().filter(|gate| !gate.open).map(|gate| gate.name).collect()
 }
 
 /// Mirroring, with a ring of three in the primary, shown to this node and backfilled.
-fn mirroring(require_parity: bool) -> (Bench, Stores) {
+pub(super) fn mirroring(require_parity: bool) -> (Bench, Stores) {
     let mut bench = Bench::comparing(MultiConfig { require_parity, ..MultiConfig::default() }, Now::read());
     let mut stores = Stores::default();
     let value = ring(&["a", "k", "x"], bench.now);
@@ -215,7 +229,7 @@ fn values_that_do_not_arrive_are_reported_after_a_while() {
 }
 
 /// A comparison, with the time in which values that differ are looked at again.
-fn compare_for_good(bench: &mut Bench, stores: &mut Stores) {
+pub(super) fn compare_for_good(bench: &mut Bench, stores: &mut Stores) {
     for _ in 0..5 {
         bench.wait(secs(5));
         stores.work(bench);
@@ -245,6 +259,60 @@ fn what_the_other_store_lost_again_is_copied_from_the_primary_again() {
     stores.0.iter_mut().for_each(|store| drop(store.remove("map")));
     compare_for_good(&mut bench, &mut stores);
     assert!(!stores.0[Side::B.index()].contains_key("map"));
+}
+
+#[test]
+fn a_key_that_another_node_deleted_closes_no_gate_for_good_and_keeps_no_node_from_flipping() {
+    let (mut bench, mut stores) = mirroring(true);
+    // Written here, and so known; nobody watches it.
+    bench.input(Input::Op { id: OpId(9), key: "map".into(), kind: OpKind::Cas });
+    let written = Map::one("n", 1, Some(1)).value();
+    stores.put(Side::A, "map", &written);
+    bench.input(Input::OpDone { id: OpId(9), side: Side::A, result: Ok(OpEffect::Written(written.clone())) });
+    stores.work(&mut bench);
+    compare_for_good(&mut bench, &mut stores);
+    assert!(closed(&bench).is_empty());
+    stores.0.iter_mut().for_each(|store| drop(store.remove("map")));
+    compare_for_good(&mut bench, &mut stores);
+    assert!(closed(&bench).is_empty(), "{:?}", bench.core.gates(bench.now));
+    bench.runtime(to(StoreKind::Memberlist));
+    stores.work(&mut bench);
+    assert_eq!(bench.view().primary, Side::B);
+    assert!(!stores.0[Side::B.index()].contains_key("map"));
+}
+
+/// Goes on until the primary is asked for this key, and leaves that without an answer.
+fn asked_for(bench: &mut Bench, stores: &mut Stores, wanted: &str) -> TaskId {
+    for _ in 0..20 {
+        bench.wait(secs(1));
+        let mut tasks = bench.tasks();
+        while let Some((id, side, asked)) = tasks.pop() {
+            if side == Side::A && matches!(&asked, Task::Get { key } if &**key == wanted) {
+                return id;
+            }
+            let answer = stores.answer(side, &asked, bench.now);
+            bench.task_done(id, Ok(answer));
+            tasks.extend(bench.tasks());
+        }
+    }
+    panic!("nobody asks the primary for {wanted}")
+}
+
+#[test]
+fn what_is_heard_of_a_key_while_the_primary_is_asked_for_it_is_not_forgotten() {
+    for again in [false, true] {
+        let (mut bench, mut stores) = mirroring(true);
+        let value = Map::one("n", 1, Some(1)).value();
+        let shown = Input::Delivered { key: "map".into(), side: Side::A, value: Some(value.clone()) };
+        bench.input(shown.clone());
+        let id = asked_for(&mut bench, &mut stores, "map");
+        if again {
+            // Somebody has created it again, as it was before, and this node heard of it first.
+            bench.input(shown);
+        }
+        bench.task_done(id, Ok(TaskResult::Value(None)));
+        assert_eq!(bench.core.durable.known.contains_key("map"), again);
+    }
 }
 
 #[test]

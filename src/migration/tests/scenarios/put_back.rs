@@ -16,7 +16,11 @@ fn noticed_by(fault: Fault, scenarios: &[(&'static str, fn())]) -> Vec<&'static 
 
 /// How many of the first seeds notice a fault.
 fn noticed(fault: Fault, run: impl Fn(u64, Fault) -> World) -> usize {
-    (0..20).filter(|seed| !run(*seed, fault).violations.is_empty()).count()
+    noticed_in(20, fault, run)
+}
+
+fn noticed_in(seeds: u64, fault: Fault, run: impl Fn(u64, Fault) -> World) -> usize {
+    (0..seeds).filter(|seed| !run(*seed, fault).violations.is_empty()).count()
 }
 
 /// `cargo test --lib every_fault -- --ignored --nocapture 2>/dev/null` tells which scenarios notice which fault.
@@ -45,8 +49,8 @@ fn a_blind_overwrite_is_noticed() {
 
 #[test]
 fn a_backfill_that_removes_by_absence_is_noticed() {
-    // Others joined by gossip, or by their mirror, before this node's backfill compares.
-    assert!(noticed(Fault::RemovalByAbsence, migration) >= 3);
+    // Seldom: others must have joined by gossip, or by their mirror, between this node's two reads.
+    assert!(noticed_in(100, Fault::RemovalByAbsence, migration) >= 2);
     assert_eq!(noticed_by(Fault::RemovalByAbsence, &[("skew", flips::nodes_flip_within_10_seconds)]).len(), 1);
 }
 
