@@ -197,7 +197,14 @@ impl Mirror {
     /// Runs an operation on a side, or, with no side, its callback on the last value that was delivered: that yields δ
     /// for the other store when the primary cannot even be read.
     fn run(&mut self, id: OpId, side: Option<Side>, base: Option<Value>, ctx: &mut Context<Self>) {
-        let Some(pending) = self.pending.get(&id) else {
+        // A callback that decided for a caller who is gone must not decide once more: meanwhile that caller may have
+        // written something newer, which the new decision would be dated after. (A first run is another matter: with a
+        // primary that hangs, the other store hears of a heartbeat only because that outlives its caller.)
+        let outlived = |pending: &Pending| side.is_some() && pending.run.is_some() && pending.reply.is_closed();
+        let Some(pending) = self.pending.get(&id).filter(|pending| !outlived(pending)) else {
+            if let Some(run) = self.pending.remove(&id).and_then(|pending| pending.run) {
+                ctx.cancel_future(run);
+            }
             self.core.handle(Now::read(), Input::OpDropped { id });
             return;
         };
@@ -475,3 +482,7 @@ impl Handler<Drain> for Mirror {
         self.input(Input::Shutdown { drain }, ctx);
     }
 }
+
+#[cfg(test)]
+#[path = "mirror_tests.rs"]
+mod tests;
