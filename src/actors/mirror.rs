@@ -4,6 +4,7 @@
 //! the callbacks, runs the operations, and publishes the view that readers follow.
 
 use std::collections::HashMap;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 
@@ -37,6 +38,9 @@ pub(crate) struct MirrorParts {
     pub(crate) status: ArcSwap<MigrationStatus>,
     pub(crate) events: EventHub,
     pub(crate) durable: Mutex<Option<Durable>>,
+    /// The name of the next operation. No name is given twice: a callback that waits in a store's mailbox outlives this
+    /// actor, and tells the next one what it is about to change.
+    pub(crate) next_op: AtomicU64,
     pub(crate) address: OnceLock<Addr<Mirror>>,
     pub(crate) drained: watch::Sender<bool>,
 }
@@ -76,7 +80,6 @@ pub(crate) struct Mirror {
     /// How many registrations of codecs the core knows of.
     codecs_registered: u64,
     pending: HashMap<OpId, Pending>,
-    next_op: u64,
     timer: CoreTimer,
     /// When the status was published last.
     status_at: Option<tokio::time::Instant>,
@@ -111,7 +114,6 @@ impl Mirror {
             codecs_registered,
             core,
             pending: HashMap::new(),
-            next_op: 0,
             timer: CoreTimer::default(),
             status_at: None,
             parity_asked: HashMap::new(),
@@ -388,8 +390,7 @@ impl Handler<Operation> for Mirror {
     type Result = ();
 
     fn handle(&mut self, operation: Operation, ctx: &mut Self::Context) {
-        let id = OpId(self.next_op);
-        self.next_op += 1;
+        let id = OpId(self.parts.next_op.fetch_add(1, Ordering::Relaxed));
         let kind = match &operation.request {
             Request::Cas(_) => OpKind::Cas,
             Request::Join(delta) => OpKind::Join(delta.clone()),

@@ -1,7 +1,7 @@
 //! The shell around the core: what it does with callers that are gone, and with its own death.
 #![allow(clippy::unwrap_used)]
 
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::AtomicBool;
 
 use futures_util::StreamExt as _;
 use tokio::sync::mpsc;
@@ -98,6 +98,7 @@ impl Bench {
             members: None,
             events: EventHub::new(),
             durable: Mutex::new(None),
+            next_op: AtomicU64::new(0),
             address: OnceLock::new(),
             drained: watch::Sender::new(false),
         });
@@ -186,5 +187,23 @@ fn a_write_whose_caller_waits_runs_again_after_a_flip() {
         write.await.unwrap();
         assert_eq!(bench.in_gossip("flags/x").await.get("state"), Some(&1));
         assert!(first_run.answer.is_closed(), "the first run was dropped");
+    });
+}
+
+#[test]
+fn a_callback_that_still_runs_when_its_actor_has_died_says_nothing_of_later_operations() {
+    run(|| async {
+        let mut bench = Bench::start(true);
+        let mut before = bench.abandoned("flags/before", sets("before", 1)).await;
+        bench.kill().await;
+        let after = bench.abandoned("flags/after", sets("after", 1)).await;
+        let mut mirrored = bench.gossip.watch_key("flags/after");
+        // It was waiting in the mailbox of a store.
+        (before.f)(None);
+        let down = StoreError::Unavailable { store: StoreKind::Consul, reason: "down".to_owned() };
+        after.answer.send(Err(down)).unwrap();
+        while mirrored.next().await.unwrap().entry.is_none() {}
+        let flags = bench.in_gossip("flags/after").await;
+        assert_eq!((flags.get("after"), flags.get("before")), (Some(&1), None));
     });
 }
