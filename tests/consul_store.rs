@@ -292,6 +292,34 @@ async fn a_value_that_is_too_large_is_not_even_sent() {
 }
 
 #[tokio::test]
+async fn a_connection_that_is_reset_says_nothing_of_the_size() {
+    let Some(consul) = Consul::start() else { return };
+    let proxy = FaultProxy::start(consul.addr()).await;
+    let store = open(config(proxy.host()));
+    let large = "x".repeat(VALUE_LIMIT / 5 * 4);
+    proxy.set(Fault::Torn { method: "PUT" });
+    let torn = set(&store, "key", "a", &large).await;
+    assert!(matches!(torn, Err(StoreError::Unavailable { .. })), "{torn:?}");
+    assert_eq!(read(&store, "key").await.get("a"), Some(&*large), "this one had happened");
+    proxy.set(Fault::None);
+    set(&store, "key", "b", "x").await.unwrap();
+}
+
+#[tokio::test]
+async fn a_consul_that_takes_less_than_usual_says_so_of_a_value_of_any_size() {
+    const LIMIT: usize = 1000;
+    let Some(consul) = Consul::start_taking(LIMIT) else { return };
+    let store = open(config(consul.host()));
+    for size in [LIMIT, 100_000, 300_000, 500_000] {
+        for _ in 0..5 {
+            let refused = set(&store, "key", "a", &"x".repeat(size)).await;
+            assert!(matches!(refused, Err(StoreError::TooLarge { limit: LIMIT, .. })), "{size}: {refused:?}");
+        }
+    }
+    set(&store, "key", "a", "x").await.unwrap();
+}
+
+#[tokio::test]
 async fn a_late_answer_is_a_timeout_and_the_write_may_have_happened() {
     let Some(consul) = Consul::start() else { return };
     let proxy = FaultProxy::start(consul.addr()).await;

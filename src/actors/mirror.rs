@@ -4,6 +4,7 @@
 //! the callbacks, runs the operations, and publishes the view that readers follow.
 
 use std::collections::HashMap;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 
@@ -37,6 +38,9 @@ pub(crate) struct MirrorParts {
     pub(crate) status: ArcSwap<MigrationStatus>,
     pub(crate) events: EventHub,
     pub(crate) durable: Mutex<Option<Durable>>,
+    /// The name of the next operation. No name is given twice: a callback that waits in a store's mailbox outlives this
+    /// actor, and tells the next one what it is about to change.
+    pub(crate) next_op: AtomicU64,
     pub(crate) address: OnceLock<Addr<Mirror>>,
     pub(crate) drained: watch::Sender<bool>,
 }
@@ -76,7 +80,6 @@ pub(crate) struct Mirror {
     /// How many registrations of codecs the core knows of.
     codecs_registered: u64,
     pending: HashMap<OpId, Pending>,
-    next_op: u64,
     timer: CoreTimer,
     /// When the status was published last.
     status_at: Option<tokio::time::Instant>,
@@ -111,7 +114,6 @@ impl Mirror {
             codecs_registered,
             core,
             pending: HashMap::new(),
-            next_op: 0,
             timer: CoreTimer::default(),
             status_at: None,
             parity_asked: HashMap::new(),
@@ -197,7 +199,14 @@ impl Mirror {
     /// Runs an operation on a side, or, with no side, its callback on the last value that was delivered: that yields δ
     /// for the other store when the primary cannot even be read.
     fn run(&mut self, id: OpId, side: Option<Side>, base: Option<Value>, ctx: &mut Context<Self>) {
-        let Some(pending) = self.pending.get(&id) else {
+        // A callback that decided for a caller who is gone must not decide once more: meanwhile that caller may have
+        // written something newer, which the new decision would be dated after. (A first run is another matter: with a
+        // primary that hangs, the other store hears of a heartbeat only because that outlives its caller.)
+        let outlived = |pending: &Pending| side.is_some() && pending.run.is_some() && pending.reply.is_closed();
+        let Some(pending) = self.pending.get(&id).filter(|pending| !outlived(pending)) else {
+            if let Some(run) = self.pending.remove(&id).and_then(|pending| pending.run) {
+                ctx.cancel_future(run);
+            }
             self.core.handle(Now::read(), Input::OpDropped { id });
             return;
         };
@@ -381,8 +390,7 @@ impl Handler<Operation> for Mirror {
     type Result = ();
 
     fn handle(&mut self, operation: Operation, ctx: &mut Self::Context) {
-        let id = OpId(self.next_op);
-        self.next_op += 1;
+        let id = OpId(self.parts.next_op.fetch_add(1, Ordering::Relaxed));
         let kind = match &operation.request {
             Request::Cas(_) => OpKind::Cas,
             Request::Join(delta) => OpKind::Join(delta.clone()),
@@ -475,3 +483,7 @@ impl Handler<Drain> for Mirror {
         self.input(Input::Shutdown { drain }, ctx);
     }
 }
+
+#[cfg(test)]
+#[path = "mirror_tests.rs"]
+mod tests;

@@ -408,6 +408,7 @@ fn start_mirror(
         members,
         events: events.clone(),
         durable: Mutex::new(None),
+        next_op: AtomicU64::new(0),
         address: OnceLock::new(),
         drained: watch::Sender::new(false),
     });

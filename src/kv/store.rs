@@ -249,7 +249,7 @@ pub enum StoreError {
         key: String,
         /// Encoded size.
         size: usize,
-        /// The store's limit.
+        /// The store's limit; one byte less than `size` when the store did not say it.
         limit: usize,
     },
     /// The key is not there, nor in the store that it would be brought from: somebody deleted it, and it is not created

@@ -278,6 +278,7 @@ impl MultiCore {
             Some(true) if !self.durable.mirror => {
                 self.durable.mirror = true;
                 self.event(MigrationEvent::MirrorEnabled);
+                self.forget_learned_limits();
                 self.start_backfill();
             }
             Some(false) if self.durable.mirror => {

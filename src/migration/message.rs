@@ -9,7 +9,8 @@ use super::config::{RuntimeMulti, Side};
 use super::parity::ParityReport;
 use crate::kv::{StoreError, StoreKind, Value};
 
-/// Names an operation of a user. Chosen by the actor; never used twice for operations that are alive together.
+/// Names an operation of a user. Chosen by the actor; never used twice, also not after [`super::MultiCore::resume`]:
+/// intents of an earlier life may still be under way.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct OpId(pub u64);
 

@@ -53,10 +53,10 @@ impl MultiCore {
         }
     }
 
-    /// Runs it (again) on the present primary.
+    /// Runs it (again) on the present primary. What an earlier run was about to change elsewhere stays recorded: should
+    /// the caller be gone, there is no further run, and that is all that is known.
     fn run(&mut self, id: OpId) {
         let side = self.durable.primary;
-        self.take_intent(id);
         if let Some(op) = self.ops.get_mut(&id) {
             op.state = State::Running { side, mirror_at: None, rerun_at: None };
             self.out.push_back(Output::RunOp { id, side });
@@ -125,8 +125,15 @@ impl MultiCore {
             return;
         }
         let (key, kind) = (op.key.clone(), op.kind.clone());
-        let intent = self.take_intent(id);
         let at_primary = side == self.durable.primary;
+        if let Err(error) = &result
+            && !at_primary
+            && is_outage(error)
+        {
+            return self.run(id);
+        }
+        // One that an earlier run on the other side left says nothing of this run.
+        let intent = self.take_intent(id).filter(|intent| intent.side == side);
         match result {
             Ok(OpEffect::Written(delta)) => {
                 self.remember(&key, &delta, now);
@@ -149,7 +156,6 @@ impl MultiCore {
                 self.reply(id, Verdict::Done);
             }
             Ok(OpEffect::Read) => self.reply(id, Verdict::Done),
-            Err(error) if !at_primary && is_outage(&error) => self.run(id),
             Err(error) if at_primary && self.durable.mirror => {
                 self.failed_at_primary(id, key, kind, intent, error, now);
             }

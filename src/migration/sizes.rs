@@ -88,7 +88,7 @@ pub(super) struct Sizes {
     large: BTreeMap<Arc<str>, ValueSize>,
     /// Why the last look failed.
     error: Option<String>,
-    /// A limit that a store has shown by refusing.
+    /// A limit that a store has shown by refusing. Holds until it takes more, or the mirror is turned on again.
     learned: [Option<usize>; 2],
 }
 
@@ -263,10 +263,19 @@ impl MultiCore {
 
     /// The other store took a value, whatever was thought of its size.
     pub(super) fn note_taken(&mut self, side: Side, key: &Arc<str>) {
-        if side != self.durable.primary && self.sizes.large.get(key).is_some_and(ValueSize::is_over) {
+        if side != self.durable.primary
+            && let Some(taken) = self.sizes.large.get(key).copied().filter(ValueSize::is_over)
+        {
             self.sizes.large.remove(key);
+            // It takes more than it did when it refused: somebody has set it to another limit.
+            self.sizes.learned[side.index()].take_if(|learned| *learned < taken.size);
             self.fits_now(key);
         }
+    }
+
+    /// Whoever turns the mirror on may have set a store to another limit before.
+    pub(super) fn forget_learned_limits(&mut self) {
+        self.sizes.learned = [None, None];
     }
 
     /// Tells of a value that is near or above the limit, once.

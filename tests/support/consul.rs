@@ -46,6 +46,14 @@ impl Consul {
         ])
     }
 
+    /// A server that takes values of at most so many bytes.
+    ///
+    /// # Panics
+    /// As [`Consul::start`].
+    pub fn start_taking(bytes: usize) -> Option<Self> {
+        Self::start_with(&[format!("limits {{ kv_max_value_size = {bytes} }}")])
+    }
+
     fn start_with(settings: &[String]) -> Option<Self> {
         let Some(program) = program() else {
             skip_or_fail("there is no consul here; scripts/fetch-peers gets one");

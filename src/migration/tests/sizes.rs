@@ -176,8 +176,42 @@ fn what_the_store_refuses_for_its_size_waits_and_is_told_once() {
     assert_eq!(bench.core.outbox_len(), 1, "and not lost");
     // The limit was learned: another value of that size is known to be too large without trying.
     bench.wait(secs(20));
+    let list = bench.tasks().into_iter().find(|(.., task)| matches!(task, Task::List { .. })).unwrap().0;
+    refuse(&mut bench);
+    bench.task_done(list, Ok(TaskResult::Keys(vec!["other".to_owned()])));
     serve(&mut bench, &[("other", 7)], &[("other", 7)]);
     assert!(bench.core.status(bench.now).large_values.iter().any(|value| value.key == "other" && value.limit == 600));
+}
+
+#[test]
+fn a_limit_that_was_learned_is_forgotten_when_the_store_takes_more() {
+    let mut bench = Bench::with(sized());
+    serve(&mut bench, &[], &[]);
+    bench.runtime(mirror(true));
+    serve(&mut bench, &[], &[]);
+    let refused = |bench: &mut Bench| {
+        bench.op(OpKind::Cas);
+        bench.done(Side::A, Ok(OpEffect::Written(entries(7))));
+        let (id, ..) = bench.tasks().into_iter().find(|(.., task)| matches!(task, Task::Join { .. })).unwrap();
+        let error = StoreError::TooLarge { store: StoreKind::Consul, key: "ring".into(), size: 700, limit: 600 };
+        bench.task_done(id, Err(error));
+    };
+    let other_is_large = |bench: &mut Bench| {
+        bench.wait(secs(301));
+        serve(bench, &[("ring", 7), ("other", 7)], &[("ring", 7), ("other", 7)]);
+        bench.core.status(bench.now).large_values.iter().any(|value| value.key == "other")
+    };
+    refused(&mut bench);
+    // What waited is tried again after five minutes, and taken: the operator has raised the limit.
+    assert!(!other_is_large(&mut bench) && gate(&bench, "size").open, "{:?}", gate(&bench, "size"));
+    assert_eq!(bench.core.outbox_len(), 0);
+
+    // Or somebody turned the mirror off and on, and nothing waits.
+    refused(&mut bench);
+    bench.runtime(mirror(false));
+    bench.runtime(mirror(true));
+    serve(&mut bench, &[("other", 7)], &[]);
+    assert!(bench.core.status(bench.now).large_values.iter().all(|value| value.key != "other"));
 }
 
 #[test]

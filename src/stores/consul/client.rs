@@ -11,7 +11,7 @@ use base64::prelude::BASE64_STANDARD;
 use hyper::{Method, StatusCode};
 use serde::Deserialize;
 
-use super::http::{Answer, Failed, Http};
+use super::http::{Answer, Http};
 use super::{ConsulConfig, VALUE_LIMIT};
 use crate::kv::{StoreError, StoreKind};
 use crate::stores::remote::{Pair, Target};
@@ -22,8 +22,6 @@ const KEY_BODY_LIMIT: usize = 2 * 1024 * 1024;
 const PREFIX_BODY_LIMIT: usize = 32 * 1024 * 1024;
 /// How much of an error's text is worth reading.
 const ERROR_BODY_LIMIT: usize = 512;
-/// Go's HTTP server reads this much of a body that it refuses; only beyond it can the refusal get lost in a reset.
-const DRAINED_BY_SERVER: usize = 256 * 1024;
 
 /// From which server a read may be answered.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -148,11 +146,10 @@ impl Client {
             return Err(too_large(VALUE_LIMIT));
         }
         let url = format!("{}?cas={index}", self.key_url("write", key)?);
-        let response = match self.http.send(Method::PUT, &url, value).await {
-            Ok(response) => response,
-            Err(Failed::Reset(_)) if size > DRAINED_BY_SERVER => return Err(too_large(size - 1)),
-            Err(failed) => return Err(self.http.error(failed)),
-        };
+        // A connection that was reset says nothing of the size, however large the value: the server may have been stopped
+        // just then, after the write. One that refuses answers before it has read the body, and keeps the connection open
+        // for long enough that the refusal arrives.
+        let response = self.http.send(Method::PUT, &url, value).await.map_err(|failed| self.http.error(failed))?;
         if response.status() == StatusCode::PAYLOAD_TOO_LARGE {
             let text = self.error_text(response).await;
             // "Request body(600000 bytes) too large, max size: 524288 bytes. …"

@@ -51,8 +51,6 @@ pub(super) struct Answer {
 pub(super) enum Failed {
     /// It took too long.
     Late,
-    /// The connection was reset while we wrote.
-    Reset(String),
     /// Anything else, in words.
     Other(String),
 }
@@ -129,7 +127,7 @@ impl Http {
     pub(super) fn error(&self, failed: Failed) -> StoreError {
         match failed {
             Failed::Late => StoreError::Timeout { store: StoreKind::Consul, after: self.timeout },
-            Failed::Reset(reason) | Failed::Other(reason) => unavailable(reason),
+            Failed::Other(reason) => unavailable(reason),
         }
     }
 
@@ -144,9 +142,7 @@ impl Http {
         for cause in &causes {
             let _ = write!(text, "{}{cause}", if text.is_empty() { "" } else { ": " });
         }
-        let reset =
-            |error: &io::Error| matches!(error.kind(), io::ErrorKind::BrokenPipe | io::ErrorKind::ConnectionReset);
-        if io().any(reset) { Failed::Reset(text) } else { Failed::Other(text) }
+        Failed::Other(text)
     }
 }
 

@@ -210,3 +210,36 @@ fn a_value_from_the_old_primary_that_a_reader_sees_after_the_flip_goes_to_the_ne
     bench.deliver(Side::A, delta("late"));
     assert_eq!((bench.join().1, bench.join().2), (Side::B, map("late")));
 }
+
+/// A core that has flipped while A had not answered a write of known δ.
+fn flipped_with_intent() -> Bench {
+    let mut bench = Bench::new();
+    bench.op(OpKind::Cas);
+    bench.input(Input::Intent { id: ID, delta: delta("a") });
+    bench.runtime(to(StoreKind::Memberlist));
+    bench
+}
+
+#[test]
+fn what_may_be_on_the_old_primary_is_joined_into_the_new_one_when_the_caller_is_gone_before_the_second_run() {
+    let mut hangs = flipped_with_intent();
+    hangs.wait(secs(2));
+    let mut fails = flipped_with_intent();
+    fails.done(Side::A, Err(down(StoreKind::Consul)));
+    for mut bench in [hangs, fails] {
+        assert_eq!(bench.runs_on(), Some(Side::B));
+        bench.input(Input::OpDropped { id: ID });
+        let (_, side, sent) = bench.join();
+        assert_eq!((side, sent, bench.core.status(bench.now).in_flight), (Side::B, map("a"), 0));
+    }
+}
+
+#[test]
+fn what_the_first_run_was_about_to_change_is_not_taken_for_what_the_second_one_was() {
+    let mut bench = flipped_with_intent();
+    bench.runtime(mirror(true));
+    bench.wait(secs(2));
+    assert_eq!(bench.runs_on(), Some(Side::B));
+    bench.done(Side::B, Err(down(StoreKind::Memberlist)));
+    assert!(bench.out.iter().any(|output| matches!(output, Output::RunOpOnLast { .. })), "{:?}", bench.out);
+}
