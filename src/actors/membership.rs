@@ -188,8 +188,12 @@ impl Membership {
         self.pump(ctx);
     }
 
-    /// Carries out what the core wants, publishes what changed, and sets the timer.
+    /// Publishes what changed, carries out what the core wants, and sets the timer.
+    ///
+    /// In this order: who hears of an event finds it in the snapshot, and a core that takes over after a crash never has an
+    /// incarnation below one that was sent.
     fn pump(&mut self, ctx: &mut Context<Self>) {
+        self.publish_changes();
         let mut user_messages = Vec::new();
         while let Some(output) = self.swim.poll_output() {
             match output {
@@ -212,7 +216,6 @@ impl Membership {
                 tracing::warn!("the gossip store is overloaded: updates dropped");
             }
         }
-        self.publish_changes();
         self.set_timer(ctx);
     }
 
@@ -520,3 +523,7 @@ impl Handler<QueuedBroadcasts> for Membership {
         self.swim.queued_own_broadcasts()
     }
 }
+
+#[cfg(test)]
+#[path = "membership_tests.rs"]
+mod tests;
