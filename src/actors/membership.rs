@@ -273,19 +273,20 @@ impl Membership {
     /// Members are shown at once, the rest at most once a period. It changes by what passes through here only, so an idle
     /// node has nothing to wake for.
     fn publish_changes(&mut self) {
-        let (changes, looked) = self.published;
-        if self.swim.changes() != changes {
-            return self.publish();
-        }
         let now = Instant::now();
-        if now.saturating_duration_since(looked) < PUBLISH_PERIOD {
-            return;
-        }
-        self.published.1 = now;
+        // First, as it must not wait for a second in which no member changes.
         if now.saturating_duration_since(self.logged.1) >= REFUSALS_LOGGED {
             self.logged.1 = now;
             self.log_refusals();
         }
+        let (changes, looked) = self.published;
+        if self.swim.changes() != changes {
+            return self.publish();
+        }
+        if now.saturating_duration_since(looked) < PUBLISH_PERIOD {
+            return;
+        }
+        self.published.1 = now;
         let shown = self.parts.members.load();
         if shown.health_score != self.swim.health_score()
             || shown.queued_broadcasts != self.swim.queued_broadcasts()

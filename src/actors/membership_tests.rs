@@ -124,3 +124,20 @@ fn what_is_sent_and_told_is_in_the_snapshot_before() {
         assert!(shown.list.iter().any(|member| member.name.as_str() == "n"));
     });
 }
+
+#[test]
+fn refusals_are_logged_once_a_minute_even_while_members_change_all_the_time() {
+    let (parts, _packets) = parts();
+    let mut membership = Membership::new(parts);
+    let mut change = |incarnation, seconds_since_log| {
+        membership.logged.1 = Instant::now().checked_sub(Duration::from_secs(seconds_since_log)).unwrap();
+        let InboundPacket { from, bytes } = packet(&[alive("n", 2, incarnation), alive("n", 3, incarnation)]);
+        membership.swim.handle(Now::read(), Input::Packet { from, bytes });
+        membership.publish_changes();
+        membership.logged.0.get("alive_conflict").copied()
+    };
+    assert_eq!(change(1, 30), None, "not yet");
+    assert_eq!(change(2, 60), Some(2));
+    assert_eq!(change(3, 30), Some(2));
+    assert_eq!(change(4, 61), Some(4));
+}
