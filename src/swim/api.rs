@@ -193,7 +193,8 @@ pub enum MemberEvent {
     Failed(Arc<Member>),
     /// A member said goodbye.
     Left(Arc<Member>),
-    /// Somebody announced a live member's name with another address, and was refused.
+    /// Somebody announced a live member's name with another address, and was refused. Told once a minute for each name, and
+    /// for at most 64 names.
     Conflict {
         /// The member that holds the name.
         existing: Arc<Member>,

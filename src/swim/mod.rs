@@ -102,7 +102,7 @@ pub use stats::Stats;
 /// The most bytes that a member may say about itself.
 pub use crate::wire::MAX_META;
 
-use self::admission::Admission;
+use self::admission::{Admission, Conflicts};
 use self::awareness::Awareness;
 use self::broadcast::Broadcasts;
 use self::catch_up::CatchUp;
@@ -130,6 +130,7 @@ pub struct Swim {
     nonces: StdRng,
     table: Table,
     admission: Admission,
+    conflicts: Conflicts,
     /// Counts changes of the table, for [`Swim::changes`].
     changes: u64,
     awareness: Awareness,
@@ -232,6 +233,7 @@ impl Swim {
             nonces,
             table: Table::default(),
             admission: Admission::default(),
+            conflicts: Conflicts::default(),
             changes: 0,
             probing: Probing::default(),
             suspicions: BTreeMap::new(),

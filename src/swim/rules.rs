@@ -51,7 +51,10 @@ impl Swim {
             };
             if !is_free {
                 self.stats.refuse_message("alive_conflict");
-                return self.event(MemberEvent::Conflict { existing: known, other: alive });
+                if self.conflicts.is_news(now, &alive.node) {
+                    self.event(MemberEvent::Conflict { existing: known, other: alive });
+                }
+                return;
             }
         }
         if self.is_self(&alive.node) {
