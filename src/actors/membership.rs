@@ -175,6 +175,10 @@ impl Membership {
         }
     }
 
+    pub(super) fn core(&self) -> &Swim {
+        &self.swim
+    }
+
     pub(super) fn wrapping(&self) -> Arc<Wrapping> {
         self.parts.wrapping.clone()
     }

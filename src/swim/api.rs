@@ -89,7 +89,8 @@ pub enum Input {
         /// What.
         bytes: Bytes,
     },
-    /// Say something else about this node. Refused (and counted) above [`MAX_META`](super::MAX_META) bytes.
+    /// Say something else about this node. Refused (and counted) above [`MAX_META`](super::MAX_META) bytes; without effect
+    /// when it is what was said before, or when this node left.
     UpdateMeta(Bytes),
     /// Encrypt and decrypt with these keys from now on.
     SetKeyring(Keyring),

@@ -183,7 +183,7 @@ impl Swim {
     /// `durable`, and whether it had left. What was queued or in flight is gone, so it exchanges its full state with
     /// two members at once. If it was leaving or had left, it says goodbye again and reports [`Output::LeaveDone`] again.
     ///
-    /// Name and address of `local` should be as before. Suspects get their whole time again. For `nonces` see
+    /// Name and address of `local` should be as before; its meta is that of `durable`, if this node is in there. Suspects get their whole time again. For `nonces` see
     /// [`Swim::new`]: it must not be the generator, or the seed, of the core before.
     #[must_use]
     pub fn resume(
@@ -204,8 +204,10 @@ impl Swim {
             }
             swim.table.insert(member, &mut swim.rng);
         }
-        if swim.table.get(&swim.local.name).is_none() {
-            swim.insert_self(now.mono, 1);
+        match swim.table.get(&swim.local.name) {
+            // What the application said last, not what it said at first.
+            Some(own) => swim.local.meta = own.meta.clone(),
+            None => swim.insert_self(now.mono, 1),
         }
         for name in suspects {
             swim.start_suspicion(now.mono, name, swim.local.name.clone());

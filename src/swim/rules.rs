@@ -269,7 +269,8 @@ impl Swim {
         if meta.len() > MAX_META {
             return self.stats.refuse_message("own_meta_too_long");
         }
-        if self.leave != Leave::No {
+        let is_news = self.table.get(&self.local.name).is_some_and(|own| own.meta != meta);
+        if self.leave != Leave::No || !is_news {
             return;
         }
         let changed = self.table.change(&self.local.name, |own| {

@@ -9,7 +9,7 @@ use rand::rngs::{SmallRng, StdRng};
 
 use crate::clock::Now;
 use crate::swim::admission::Origin;
-use crate::swim::{ExchangeId, Input, LocalNode, Member, MemberEvent, Output, Swim, SwimConfig};
+use crate::swim::{Durable, ExchangeId, Input, LocalNode, Member, MemberEvent, Output, Swim, SwimConfig};
 use crate::wire::message::{
     Alive, Dead, MemberState, Message, NodeName, PushNode, PushPull, StreamMessage, Suspect, VSN, Vsn, WireIp,
 };
@@ -413,4 +413,20 @@ fn a_meta_of_more_than_512_bytes_is_refused() {
     one.swim.handle(one.now, Input::UpdateMeta(Bytes::from(vec![0; 512])));
     assert_eq!(events(&one.outputs()), ["updated"]);
     assert_eq!(one.state("me"), Some((A, 2)));
+}
+
+#[test]
+fn a_core_that_takes_over_says_about_itself_what_was_said_last() {
+    let mut one = One::new();
+    one.swim.handle(one.now, Input::UpdateMeta(Bytes::from_static(b"second")));
+    let durable = Durable { members: one.swim.members(), left: false, seeds: Vec::new() };
+    let local = LocalNode { name: "me".into(), addr: addr(1), meta: Bytes::from_static(b"first") };
+    let (rng, nonces) = (SmallRng::seed_from_u64(2), StdRng::seed_from_u64(2));
+    one.swim = Swim::resume(SwimConfig::lan(), local, rng, nonces, one.now, durable);
+    one.outputs();
+    assert_eq!(one.member("me").unwrap().meta, "second");
+    one.swim.handle(one.now, Input::UpdateMeta(Bytes::from_static(b"second")));
+    assert!(events(&one.outputs()).is_empty() && one.state("me") == Some((A, 2)), "no news");
+    one.swim.handle(one.now, Input::UpdateMeta(Bytes::from_static(b"first")));
+    assert_eq!(events(&one.outputs()), ["updated"]);
 }
