@@ -27,6 +27,7 @@
 mod builder;
 mod keys;
 mod labels;
+mod meta;
 mod migration;
 mod on_node;
 mod ring;

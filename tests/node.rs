@@ -14,16 +14,18 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::{Context, Poll, Wake, Waker};
 use std::time::Duration;
 
+use annulus::actors::meta::MetaError;
 use annulus::clock::Now;
 use annulus::config::{Config, KvStore, RingConfig};
 use annulus::kv::LwwMap;
 use annulus::ring::InstanceState;
 use annulus::transport::MemoryNetwork;
 use annulus::wire::message::MemberState;
-use annulus::{Exit, JSON_PREFIX, Node, NodeEvent, Operation, StartError, key_hash};
+use annulus::{Exit, Fault, JSON_PREFIX, Node, NodeEvent, Operation, StartError, key_hash};
+use bytes::Bytes;
 use fleet::{
-    Fleet, PATIENCE, RING, config, identities, is_complete, live_members, member_state, ring_ids, ring_text, seed,
-    two_stores, until, until_seen,
+    Fleet, PATIENCE, RING, config, identities, is_complete, live_members, member_state, restarts, ring_ids, ring_text,
+    seed, two_stores, until, until_seen,
 };
 use futures_util::{Stream, StreamExt as _};
 use serde_json::{Value, json};
@@ -407,6 +409,50 @@ async fn events_tell_what_happens_in_order() {
 async fn events_end(mut events: impl Stream<Item = NodeEvent> + Unpin) {
     let end = async { while events.next().await.is_some() {} };
     tokio::time::timeout(PATIENCE, end).await.expect("the events end");
+}
+
+fn meta(of: &str, seen_by: &Node) -> Option<Bytes> {
+    let members = seen_by.members();
+    members.list.iter().find(|member| member.name.as_str() == of).map(|member| member.meta.clone())
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_members_are_told_what_a_node_says_about_itself_and_its_changes_also_after_a_crash() {
+    let mut fleet = Fleet::empty(|_, _| {});
+    for number in [1, 2] {
+        let node = fleet.builder(number).meta(format!("first of {number}")).start().await.unwrap();
+        fleet.nodes.push(node);
+    }
+    fleet.complete().await;
+    let [teller, hearer] = &fleet.nodes[..] else { panic!() };
+    let heard = |text: &'static str| async move {
+        until(&format!("the other hears {text}"), async || meta("node-1", hearer).is_some_and(|meta| meta == text))
+            .await;
+    };
+    heard("first of 1").await;
+    teller.set_meta("second").await.unwrap();
+    assert_eq!(meta("node-1", teller).unwrap(), "second");
+    heard("second").await;
+
+    assert_eq!(teller.set_meta(vec![0; 513]).await, Err(MetaError::TooLong { len: 513 }));
+    // The actor dies, and whoever asks meanwhile waits for its successor.
+    for (fault, text) in [(Fault::Panic, "third"), (Fault::Stop, "fourth")] {
+        teller.drill("membership", fault).unwrap();
+        teller.set_meta(text).await.unwrap();
+        heard(text).await;
+    }
+    let before = restarts(teller, "membership");
+    teller.drill("membership", Fault::Panic).unwrap();
+    until("the actor is at work again", async || restarts(teller, "membership") > before).await;
+    // What it then says to a newcomer comes from it alone.
+    let newcomer = fleet.builder(3).start().await.unwrap();
+    until("a newcomer hears it", async || meta("node-1", &newcomer).is_some_and(|meta| meta == "fourth")).await;
+    newcomer.stop().await;
+    assert_eq!(meta("node-1", teller).unwrap(), "fourth");
+
+    teller.leave().await;
+    assert_eq!(teller.set_meta("too late").await, Err(MetaError::Closed));
+    hearer.stop().await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -1,7 +1,7 @@
 //! What happens on a node, as a stream for its host, its logs and its pages.
 
-use std::sync::{Arc, OnceLock};
-use std::time::Duration;
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::time::{Duration, Instant};
 
 use serde::Serialize;
 use tokio::sync::broadcast;
@@ -44,7 +44,8 @@ pub enum NodeEvent {
         /// Its name.
         name: String,
     },
-    /// Two members claim one name; the first is kept.
+    /// Two members claim one name; the first is kept. Told once a minute for each name, and for at most 64 names; how often
+    /// it happens is in `annulus_packets_refused_total{reason="alive_conflict"}`.
     MemberConflict {
         /// The contested name.
         name: String,
@@ -115,30 +116,146 @@ pub enum NodeEvent {
 ///
 /// The room for events that wait (100 KB) is taken when somebody first wants to read them.
 #[derive(Clone, Debug)]
-pub(crate) struct EventHub(Arc<OnceLock<broadcast::Sender<NodeEvent>>>);
+pub(crate) struct EventHub(Arc<Hub>);
+
+#[derive(Debug)]
+struct Hub {
+    readers: OnceLock<broadcast::Sender<NodeEvent>>,
+    limits: Mutex<LogLimits>,
+}
 
 /// How many events wait for a reader.
 const WAITING: usize = 1024;
 
 impl EventHub {
     pub(crate) fn new() -> Self {
-        Self(Arc::default())
+        Self(Arc::new(Hub { readers: OnceLock::new(), limits: Mutex::default() }))
     }
 
     pub(crate) fn publish(&self, event: NodeEvent) {
-        tracing::info!(event = ?event);
+        let line = {
+            let mut limits = self.0.limits.lock().unwrap_or_else(PoisonError::into_inner);
+            limits.of(&event).map_or(Some(0), |limit| limit.line(Instant::now()))
+        };
+        match line {
+            Some(0) => tracing::info!(event = ?event),
+            Some(unlogged) => tracing::info!(event = ?event, unlogged, "and events about members that were not logged"),
+            None => {}
+        }
         self.pass_on(event);
     }
 
     /// For readers, without a line in the log: it has one already.
     pub(crate) fn pass_on(&self, event: NodeEvent) {
-        if let Some(readers) = self.0.get() {
+        if let Some(readers) = self.0.readers.get() {
             // That they are all gone is fine.
             let _ = readers.send(event);
         }
     }
 
     pub(crate) fn subscribe(&self) -> broadcast::Receiver<NodeEvent> {
-        self.0.get_or_init(|| broadcast::Sender::new(WAITING)).subscribe()
+        self.0.readers.get_or_init(|| broadcast::Sender::new(WAITING)).subscribe()
+    }
+}
+
+/// How many lines about members may be written. Others decide how often a member comes and goes, or is suspected and
+/// recovers: where gossip is not encrypted, anybody does, by packets that are quickly forged.
+#[derive(Debug)]
+struct LogLimits {
+    /// Who comes and goes: a large cluster that starts, or is cut in two, is logged whole.
+    coming: LogLimit,
+    /// Everything else about members.
+    other: LogLimit,
+}
+
+impl Default for LogLimits {
+    fn default() -> Self {
+        Self { coming: LogLimit::new(10_000, 100), other: LogLimit::new(100, 10) }
+    }
+}
+
+impl LogLimits {
+    /// The limit for this event, if there is one.
+    fn of(&mut self, event: &NodeEvent) -> Option<&mut LogLimit> {
+        match event {
+            NodeEvent::MemberJoined { .. } | NodeEvent::MemberFailed { .. } | NodeEvent::MemberLeft { .. } => {
+                Some(&mut self.coming)
+            }
+            NodeEvent::MemberSuspected { .. }
+            | NodeEvent::MemberRecovered { .. }
+            | NodeEvent::MemberUpdated { .. }
+            | NodeEvent::MemberConflict { .. } => Some(&mut self.other),
+            _ => None,
+        }
+    }
+}
+
+/// A bucket of lines that fills again with time.
+#[derive(Debug)]
+struct LogLimit {
+    burst: f64,
+    per_second: f64,
+    free: f64,
+    /// When `free` was right.
+    at: Option<Instant>,
+    /// Lines left out since the last one.
+    unlogged: u64,
+}
+
+impl LogLimit {
+    fn new(burst: u32, per_second: u32) -> Self {
+        Self { burst: burst.into(), per_second: per_second.into(), free: burst.into(), at: None, unlogged: 0 }
+    }
+
+    /// Whether a line may be written now, and how many were left out before it.
+    fn line(&mut self, now: Instant) -> Option<u64> {
+        let passed = self.at.map_or(Duration::ZERO, |at| now.saturating_duration_since(at));
+        self.at = Some(now);
+        self.free = (self.free + passed.as_secs_f64() * self.per_second).min(self.burst);
+        if self.free < 1.0 {
+            self.unlogged += 1;
+            return None;
+        }
+        self.free -= 1.0;
+        Some(std::mem::take(&mut self.unlogged))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+
+    use super::*;
+
+    #[test]
+    fn a_flood_of_events_about_members_is_logged_at_a_bounded_rate_and_the_rest_is_counted() {
+        let (mut limits, start) = (LogLimits::default(), Instant::now());
+        let mut line = |event: NodeEvent, ms| {
+            let now = start + Duration::from_millis(ms);
+            limits.of(&event).map_or(Some(0), |limit| limit.line(now))
+        };
+        let suspected = || NodeEvent::MemberSuspected { name: "n".into() };
+        let recovered = || NodeEvent::MemberRecovered { name: "n".into() };
+        let written = (0..1_000).flat_map(|_| [line(suspected(), 0), line(recovered(), 0)]).flatten().count();
+        assert_eq!(written, 100);
+        assert_eq!(line(suspected(), 50), None);
+        assert_eq!(line(recovered(), 150), Some(1_901), "and how many were left out");
+        // Neither who comes and goes nor what this node does itself has to wait for that.
+        assert_eq!(line(NodeEvent::MemberFailed { name: "n".into() }, 150), Some(0));
+        assert_eq!(line(NodeEvent::RingChanged { ring: "r".into(), instances: 1 }, 150), Some(0));
+        let joined = (0..20_000).filter(|_| line(NodeEvent::MemberJoined { name: "n".into() }, 150).is_some()).count();
+        assert_eq!(joined, 9_999);
+    }
+
+    #[test]
+    fn what_is_not_logged_still_reaches_the_readers() {
+        let hub = EventHub::new();
+        let mut reader = hub.subscribe();
+        for _ in 0..500 {
+            hub.publish(NodeEvent::MemberSuspected { name: "n".into() });
+        }
+        for _ in 0..500 {
+            reader.try_recv().unwrap();
+        }
     }
 }

@@ -175,6 +175,10 @@ impl Membership {
         }
     }
 
+    pub(super) fn core(&self) -> &Swim {
+        &self.swim
+    }
+
     pub(super) fn wrapping(&self) -> Arc<Wrapping> {
         self.parts.wrapping.clone()
     }
@@ -188,8 +192,12 @@ impl Membership {
         self.pump(ctx);
     }
 
-    /// Carries out what the core wants, publishes what changed, and sets the timer.
+    /// Publishes what changed, carries out what the core wants, and sets the timer.
+    ///
+    /// In this order: who hears of an event finds it in the snapshot, and a core that takes over after a crash never has an
+    /// incarnation below one that was sent.
     fn pump(&mut self, ctx: &mut Context<Self>) {
+        self.publish_changes();
         let mut user_messages = Vec::new();
         while let Some(output) = self.swim.poll_output() {
             match output {
@@ -212,7 +220,6 @@ impl Membership {
                 tracing::warn!("the gossip store is overloaded: updates dropped");
             }
         }
-        self.publish_changes();
         self.set_timer(ctx);
     }
 
@@ -270,19 +277,20 @@ impl Membership {
     /// Members are shown at once, the rest at most once a period. It changes by what passes through here only, so an idle
     /// node has nothing to wake for.
     fn publish_changes(&mut self) {
-        let (changes, looked) = self.published;
-        if self.swim.changes() != changes {
-            return self.publish();
-        }
         let now = Instant::now();
-        if now.saturating_duration_since(looked) < PUBLISH_PERIOD {
-            return;
-        }
-        self.published.1 = now;
+        // First, as it must not wait for a second in which no member changes.
         if now.saturating_duration_since(self.logged.1) >= REFUSALS_LOGGED {
             self.logged.1 = now;
             self.log_refusals();
         }
+        let (changes, looked) = self.published;
+        if self.swim.changes() != changes {
+            return self.publish();
+        }
+        if now.saturating_duration_since(looked) < PUBLISH_PERIOD {
+            return;
+        }
+        self.published.1 = now;
         let shown = self.parts.members.load();
         if shown.health_score != self.swim.health_score()
             || shown.queued_broadcasts != self.swim.queued_broadcasts()
@@ -520,3 +528,7 @@ impl Handler<QueuedBroadcasts> for Membership {
         self.swim.queued_own_broadcasts()
     }
 }
+
+#[cfg(test)]
+#[path = "membership_tests.rs"]
+mod tests;

@@ -11,7 +11,8 @@
 //! * `ring_keeper`, `heartbeat`: a ring as this node sees it, and this node's place in it; [`shadow`]: the ring as the other store
 //!   of a migration has it.
 //! * `config_watcher`: the runtime configuration.
-//! * `system`: builds all of it; `joining`, `seeds`: coming into the cluster; [`keys`]: keys and labels of a running node; `timer`: a core's deadlines; [`events`], `message`, `streams`, `watch_hub`: what they have in common.
+//! * `system`: builds all of it; `joining`, `seeds`: coming into the cluster; [`keys`], [`meta`]: keys, labels and metadata of a running
+//!   node; `timer`: a core's deadlines; [`events`], `message`, `streams`, `watch_hub`: what they have in common.
 
 pub mod config_watcher;
 pub mod events;
@@ -23,6 +24,7 @@ pub(crate) mod joining;
 pub mod keys;
 pub mod membership;
 pub mod message;
+pub mod meta;
 pub(crate) mod mirror;
 mod mirror_join;
 mod mirror_log;

@@ -75,7 +75,7 @@ impl NodeBuilder {
         self
     }
 
-    /// What members are told about this one, at most 512 bytes. Default: empty.
+    /// What members are told about this one, at most 512 bytes. Default: empty. [`Node::set_meta`] changes it later.
     pub fn meta(mut self, meta: impl Into<Bytes>) -> Self {
         self.meta = meta.into();
         self

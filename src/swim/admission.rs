@@ -25,6 +25,12 @@ pub const INCARNATION_JUMP: u32 = 1 << 16;
 /// Pause between two searches for dead members to forget in a table that is full of living ones.
 const SEARCH_PAUSE: Duration = Duration::from_secs(1);
 
+/// In this time the application hears of a conflict about the same name once, ...
+const CONFLICTS_PERIOD: Duration = Duration::from_secs(60);
+
+/// ... and of so many names at most. All conflicts are counted.
+const MAX_CONFLICTS: usize = 64;
+
 /// How an announcement came here.
 #[derive(Clone, Copy, Debug)]
 pub(super) enum Origin {
@@ -55,6 +61,29 @@ impl Admission {
         let free = self.used + 1.0 <= f64::from(NEW_NAMES_BURST);
         self.used += f64::from(u8::from(free));
         free
+    }
+}
+
+/// The names about whose conflicts the application was told lately. Whoever claims a name says so with every gossip, and
+/// anybody can forge that, as often as packets arrive.
+#[derive(Debug, Default)]
+pub(super) struct Conflicts {
+    /// When the period began.
+    since: Option<Instant>,
+    names: Vec<NodeName>,
+}
+
+impl Conflicts {
+    /// Whether the application is to hear of one more conflict about this name.
+    pub(super) fn is_news(&mut self, now: Instant, name: &NodeName) -> bool {
+        if self.since.is_none_or(|since| now.saturating_duration_since(since) >= CONFLICTS_PERIOD) {
+            *self = Self { since: Some(now), names: Vec::new() };
+        }
+        let is_news = self.names.len() < MAX_CONFLICTS && !self.names.contains(name);
+        if is_news {
+            self.names.push(name.clone());
+        }
+        is_news
     }
 }
 

@@ -89,7 +89,8 @@ pub enum Input {
         /// What.
         bytes: Bytes,
     },
-    /// Say something else about this node. Refused (and counted) above [`MAX_META`](super::MAX_META) bytes.
+    /// Say something else about this node. Refused (and counted) above [`MAX_META`](super::MAX_META) bytes; without effect
+    /// when it is what was said before, or when this node left.
     UpdateMeta(Bytes),
     /// Encrypt and decrypt with these keys from now on.
     SetKeyring(Keyring),
@@ -193,7 +194,8 @@ pub enum MemberEvent {
     Failed(Arc<Member>),
     /// A member said goodbye.
     Left(Arc<Member>),
-    /// Somebody announced a live member's name with another address, and was refused.
+    /// Somebody announced a live member's name with another address, and was refused. Told once a minute for each name, and
+    /// for at most 64 names.
     Conflict {
         /// The member that holds the name.
         existing: Arc<Member>,

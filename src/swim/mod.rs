@@ -102,7 +102,7 @@ pub use stats::Stats;
 /// The most bytes that a member may say about itself.
 pub use crate::wire::MAX_META;
 
-use self::admission::Admission;
+use self::admission::{Admission, Conflicts};
 use self::awareness::Awareness;
 use self::broadcast::Broadcasts;
 use self::catch_up::CatchUp;
@@ -130,6 +130,7 @@ pub struct Swim {
     nonces: StdRng,
     table: Table,
     admission: Admission,
+    conflicts: Conflicts,
     /// Counts changes of the table, for [`Swim::changes`].
     changes: u64,
     awareness: Awareness,
@@ -182,7 +183,7 @@ impl Swim {
     /// `durable`, and whether it had left. What was queued or in flight is gone, so it exchanges its full state with
     /// two members at once. If it was leaving or had left, it says goodbye again and reports [`Output::LeaveDone`] again.
     ///
-    /// Name and address of `local` should be as before. Suspects get their whole time again. For `nonces` see
+    /// Name and address of `local` should be as before; its meta is that of `durable`, if this node is in there. Suspects get their whole time again. For `nonces` see
     /// [`Swim::new`]: it must not be the generator, or the seed, of the core before.
     #[must_use]
     pub fn resume(
@@ -203,8 +204,10 @@ impl Swim {
             }
             swim.table.insert(member, &mut swim.rng);
         }
-        if swim.table.get(&swim.local.name).is_none() {
-            swim.insert_self(now.mono, 1);
+        match swim.table.get(&swim.local.name) {
+            // What the application said last, not what it said at first.
+            Some(own) => swim.local.meta = own.meta.clone(),
+            None => swim.insert_self(now.mono, 1),
         }
         for name in suspects {
             swim.start_suspicion(now.mono, name, swim.local.name.clone());
@@ -232,6 +235,7 @@ impl Swim {
             nonces,
             table: Table::default(),
             admission: Admission::default(),
+            conflicts: Conflicts::default(),
             changes: 0,
             probing: Probing::default(),
             suspicions: BTreeMap::new(),

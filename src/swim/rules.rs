@@ -14,7 +14,6 @@ use super::admission::Origin;
 use super::leave::Leave;
 use super::member::is_compatible;
 use super::suspicion::{Suspicion, confirmations_needed, min_timeout};
-use super::timers::Timer;
 use super::{MAX_META, Member, MemberEvent, Swim};
 use crate::wire::encode_message;
 use crate::wire::message::{Alive, Dead, MemberState, Message, NodeName, Suspect};
@@ -52,7 +51,10 @@ impl Swim {
             };
             if !is_free {
                 self.stats.refuse_message("alive_conflict");
-                return self.event(MemberEvent::Conflict { existing: known, other: alive });
+                if self.conflicts.is_news(now, &alive.node) {
+                    self.event(MemberEvent::Conflict { existing: known, other: alive });
+                }
+                return;
             }
         }
         if self.is_self(&alive.node) {
@@ -70,7 +72,7 @@ impl Swim {
         }
 
         self.note_incarnation(&alive.node, alive.incarnation);
-        self.suspicions.remove(&alive.node);
+        self.end_suspicion(&alive.node);
         self.told.remove(&alive.node);
         self.rejoin.failed.remove(&alive.node);
         self.stats.alive_accepted += 1;
@@ -138,10 +140,11 @@ impl Swim {
             return self.repeat_refutation(&suspect.node);
         }
         let state = member.state;
-        if state == MemberState::Suspect && suspect.incarnation == member.incarnation {
+        // A higher incarnation confirms too, and changes nothing else, as in memberlist: whoever could restart the time of
+        // a suspicion by raising it could keep a dead member in the cluster.
+        if state == MemberState::Suspect {
             let Some(suspicion) = self.suspicions.get_mut(&suspect.node) else { return };
-            if suspicion.confirm(&suspect.from) {
-                self.timers.schedule(suspicion.deadline(), Timer::Suspicion(suspect.node.clone()));
+            if suspicion.confirm(&suspect.from, &mut self.timers, &suspect.node) {
                 self.broadcast_member(suspect.node.clone(), &Message::Suspect(suspect));
             }
             return;
@@ -152,19 +155,15 @@ impl Swim {
         if self.is_self(&suspect.node) {
             return self.refute(suspect.incarnation);
         }
-        // New, or about a higher incarnation than the suspicion that runs: its subject refuted that one without our
-        // hearing of it, so it gets its whole time again.
         self.stats.suspect_accepted += 1;
         self.changes += 1;
         self.broadcast_member(suspect.node.clone(), &Message::Suspect(suspect.clone()));
         let changed = self.table.change(&suspect.node, |member| {
             member.incarnation = suspect.incarnation;
-            if member.state == MemberState::Alive {
-                member.state = MemberState::Suspect;
-                member.since = now;
-            }
+            member.state = MemberState::Suspect;
+            member.since = now;
         });
-        if let (MemberState::Alive, Some(member)) = (state, changed) {
+        if let Some(member) = changed {
             self.event(MemberEvent::Suspected(member));
         }
         self.start_suspicion(now, suspect.node, suspect.from);
@@ -178,16 +177,19 @@ impl Swim {
         let needed = confirmations_needed(self.config.suspicion_mult, members);
         let min = min_timeout(self.config.suspicion_mult, members, unit);
         let max = min.saturating_mul(self.config.suspicion_max_mult.max(1));
-        let suspicion = Suspicion::new(now, from, needed, min, max);
-        self.timers.schedule(suspicion.deadline(), Timer::Suspicion(name.clone()));
+        self.end_suspicion(&name);
+        let suspicion = Suspicion::new(now, from, (needed, min, max), &mut self.timers, &name);
         self.suspicions.insert(name, suspicion);
     }
 
+    fn end_suspicion(&mut self, name: &NodeName) {
+        if let Some(suspicion) = self.suspicions.remove(name) {
+            self.timers.cancel(suspicion.timer());
+        }
+    }
+
     pub(super) fn suspicion_due(&mut self, now: Instant, name: NodeName) {
-        // A timer of an earlier suspicion of the same member finds a later deadline, or nothing.
-        let Some(suspicion) = self.suspicions.get(&name).filter(|suspicion| suspicion.deadline() <= now) else {
-            return;
-        };
+        let Some(suspicion) = self.suspicions.get(&name) else { return };
         self.stats.suspicions_unconfirmed += u64::from(suspicion.is_unconfirmed());
         let Some(incarnation) = self.table.get(&name).map(|member| member.incarnation) else { return };
         self.dead(now, Dead { incarnation, node: name, from: self.local.name.clone() });
@@ -221,7 +223,7 @@ impl Swim {
             member.since = now;
         });
         let Some(member) = changed else { return };
-        self.suspicions.remove(&dead.node);
+        self.end_suspicion(&dead.node);
         self.stats.dead_accepted += 1;
         self.changes += 1;
         self.broadcast_member(dead.node.clone(), &Message::Dead(dead));
@@ -267,7 +269,8 @@ impl Swim {
         if meta.len() > MAX_META {
             return self.stats.refuse_message("own_meta_too_long");
         }
-        if self.leave != Leave::No {
+        let is_news = self.table.get(&self.local.name).is_some_and(|own| own.meta != meta);
+        if self.leave != Leave::No || !is_news {
             return;
         }
         let changed = self.table.change(&self.local.name, |own| {

@@ -5,10 +5,11 @@
 
 use std::time::{Duration, Instant};
 
+use super::timers::{Timer, TimerId, Timers};
 use crate::wire::message::NodeName;
 
-/// One running suspicion. Its bounds are fixed when it starts.
-#[derive(Clone, Debug)]
+/// One running suspicion, and the one timer that ends it. Its bounds are fixed when it starts.
+#[derive(Debug)]
 pub(super) struct Suspicion {
     start: Instant,
     min: Duration,
@@ -17,23 +18,41 @@ pub(super) struct Suspicion {
     needed: u32,
     /// The first accuser, then those who confirmed.
     accusers: Vec<NodeName>,
+    timer: TimerId,
 }
 
 impl Suspicion {
-    pub(super) fn new(start: Instant, from: NodeName, needed: u32, min: Duration, max: Duration) -> Self {
-        Self { start, min, max, needed, accusers: vec![from] }
+    /// Begins to suspect `name`. `bounds` are [`confirmations_needed`], the shortest time and the longest.
+    pub(super) fn new(
+        start: Instant,
+        from: NodeName,
+        bounds: (u32, Duration, Duration),
+        timers: &mut Timers,
+        name: &NodeName,
+    ) -> Self {
+        let (needed, min, max) = bounds;
+        let timer = timers.schedule(start + timeout(0, needed, min, max), Timer::Suspicion(name.clone()));
+        Self { start, min, max, needed, accusers: vec![from], timer }
     }
 
-    /// Counts an accuser. False when it said so before or no more are needed: then it is no news for others either.
-    pub(super) fn confirm(&mut self, from: &NodeName) -> bool {
+    /// Counts an accuser of `name`, and ends sooner. False when it said so before or no more are needed: then it is no
+    /// news for others either.
+    pub(super) fn confirm(&mut self, from: &NodeName, timers: &mut Timers, name: &NodeName) -> bool {
         if self.confirmations() >= self.needed || self.accusers.contains(from) {
             return false;
         }
         self.accusers.push(from.clone());
+        timers.cancel(self.timer);
+        self.timer = timers.schedule(self.deadline(), Timer::Suspicion(name.clone()));
         true
     }
 
-    pub(super) fn deadline(&self) -> Instant {
+    /// What is to be cancelled when it ends before its time.
+    pub(super) fn timer(&self) -> TimerId {
+        self.timer
+    }
+
+    fn deadline(&self) -> Instant {
         self.start + timeout(self.confirmations(), self.needed, self.min, self.max)
     }
 
@@ -111,15 +130,17 @@ mod tests {
     fn an_accuser_counts_once_and_only_as_long_as_it_is_needed() {
         let start = Now::read().mono;
         let name = |i: u32| NodeName::from(format!("n{i}"));
-        let mut suspicion = Suspicion::new(start, name(0), 2, MIN, MAX);
-        assert_eq!(suspicion.deadline(), start + MAX);
-        assert!(!suspicion.confirm(&name(0)));
-        assert!(suspicion.confirm(&name(1)));
-        assert!(!suspicion.confirm(&name(1)));
+        let (subject, mut timers) = (name(9), Timers::default());
+        let mut suspicion = Suspicion::new(start, name(0), (2, MIN, MAX), &mut timers, &subject);
+        assert_eq!(timers.next(), Some(start + MAX));
+        let mut confirm = |suspicion: &mut Suspicion, i| suspicion.confirm(&name(i), &mut timers, &subject);
+        assert!(!confirm(&mut suspicion, 0));
+        assert!(confirm(&mut suspicion, 1));
+        assert!(!confirm(&mut suspicion, 1));
         assert!(suspicion.is_unconfirmed());
-        assert!(suspicion.confirm(&name(2)));
-        assert!(!suspicion.confirm(&name(3)));
+        assert!(confirm(&mut suspicion, 2));
+        assert!(!confirm(&mut suspicion, 3));
         assert!(!suspicion.is_unconfirmed());
-        assert_eq!(suspicion.deadline(), start + MIN);
+        assert_eq!((timers.suspicions(), timers.next()), (1, Some(start + MIN)));
     }
 }

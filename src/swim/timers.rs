@@ -1,8 +1,9 @@
 //! Everything that happens later, in the order in which it is due.
 //!
 //! A timer that is no longer wanted may stay in the list; what it refers to is gone or has moved, and whoever handles it
-//! looks before acting. Only the timers of probes, of which nearly all are answered in time, are cancelled: they would
-//! wake an idle node as often as all else together.
+//! looks before acting. Two kinds are cancelled: those of probes, of which nearly all are answered in time, as they would
+//! wake an idle node as often as all else together; and those of suspicions, which anybody can start and end as often as
+//! packets arrive, and which are due only after minutes.
 
 use std::collections::BTreeMap;
 use std::time::Instant;
@@ -70,6 +71,12 @@ impl Timers {
         let entry = self.due.first_entry()?;
         let at = entry.key().0;
         (at <= now).then(|| (at, entry.remove()))
+    }
+
+    /// How many suspicions will end.
+    #[cfg(test)]
+    pub(super) fn suspicions(&self) -> usize {
+        self.due.values().filter(|timer| matches!(timer, Timer::Suspicion(_))).count()
     }
 
     pub(super) fn next(&self) -> Option<Instant> {

@@ -48,7 +48,7 @@ impl SourceFields {
         match field {
             "SourceAddr" => self.addr = reader.address()?,
             "SourcePort" => self.port = reader.uint16()?,
-            "SourceNode" => self.node = Some(reader.name()?),
+            "SourceNode" => self.node = Some(reader.speaker()?),
             _ => reader.skip()?,
         }
         Ok(())
@@ -176,7 +176,7 @@ fn read_accusation(
         match field {
             "Incarnation" => incarnation = reader.uint32()?,
             "Node" => node = Some(reader.name()?),
-            _ => from = Some(reader.name()?),
+            _ => from = Some(reader.speaker()?),
         }
         Ok(())
     })?;

@@ -18,7 +18,7 @@
 //! | msgpack nested deep, with lengths of 2³²−1, wrong types, keys twice or missing or unknown, negative, ext, floats, old and new forms | depth 8, 16 keys, fixed structs | `msgpack_tests` |
 //! | meta beyond 512 bytes, addresses of another length, versions of fewer than six bytes | refused | `tests`: fields_beyond_their_limits_are_refused, versions_are_six_bytes_or_none |
 //! | a member without address, port or versions | read here (a push/pull may leave the port out), refused by the membership | `swim::rules` |
-//! | a name with control characters, of more than 255 bytes | refused. The catalogue says 128; names of hosts have up to 253 | here; `tests` |
+//! | a name with control characters, of more than 255 bytes | refused; where it is that of the speaker and not of the subject, it counts as empty. The catalogue says 128; names of hosts have up to 253 | here; `tests` |
 //! | a push/pull of −1, 2³¹ or a million members, a state of −1, 2³¹ or more than there is | at most 65 536 members, made as they come | `stream_tests`: a_header_that_claims_too_much_…, a_claim_makes_no_memory |
 //! | a member in state 4 or −1, or twice | read, and ignored by the merge | `stream_tests`: a_member_that_we_do_not_accept_…; here |
 //! | dskit's framing: an unknown type, cut, a wrong digest, without end | refused; a wrong digest too, which dskit lets pass | `grafana` |
@@ -140,7 +140,7 @@ fn names_are_printable() {
     ] {
         for message in [
             Message::Ping(Ping { seq_no: 1, node: NodeName::from(name), source: None }),
-            Message::Suspect(Suspect { incarnation: 1, node: NodeName::from("n"), from: NodeName::from(name) }),
+            Message::Suspect(Suspect { incarnation: 1, node: NodeName::from(name), from: NodeName::from("n") }),
         ] {
             let found = reason(&encode_message(&message)).map(|_| ());
             assert_eq!(found, expected, "{name:?}");
@@ -148,6 +148,48 @@ fn names_are_printable() {
     }
     let long = NodeName::from("n".repeat(255));
     assert!(reason(&encode_message(&Message::Dead(Dead { incarnation: 1, node: long.clone(), from: long }))).is_ok());
+}
+
+#[test]
+fn what_a_member_of_an_unprintable_name_says_about_others_is_heard_without_the_name() {
+    let long = "n".repeat(256);
+    for (name, heard) in [("web1\n", ""), ("\u{9b}", ""), (long.as_str(), ""), ("web1", "web1"), ("", "")] {
+        let (node, name, heard) = (NodeName::from("n"), NodeName::from(name), NodeName::from(heard));
+        let addr = WireIp::from_slice(&[10, 0, 0, 1]).unwrap();
+        let source = |node: &NodeName| Some(Source { addr, port: 7, node: node.clone() });
+        let ping = |from| Ping { seq_no: 1, node: node.clone(), source: source(from) };
+        let indirect = |from| IndirectPing {
+            seq_no: 1,
+            target: addr,
+            port: 7,
+            node: node.clone(),
+            nack: true,
+            source: source(from),
+        };
+        let suspect = |from: &NodeName| Suspect { incarnation: 1, node: node.clone(), from: from.clone() };
+        let dead = |from: &NodeName| Dead { incarnation: 1, node: node.clone(), from: from.clone() };
+        for (said, expected) in [
+            (Message::Ping(ping(&name)), Message::Ping(ping(&heard))),
+            (Message::IndirectPing(indirect(&name)), Message::IndirectPing(indirect(&heard))),
+            (Message::Suspect(suspect(&name)), Message::Suspect(suspect(&heard))),
+            (Message::Dead(dead(&name)), Message::Dead(dead(&heard))),
+        ] {
+            assert_eq!(reason(&encode_message(&said)).unwrap().messages, [expected]);
+        }
+    }
+    // Bytes that are no text.
+    let ping = encode_message(&Message::Ping(Ping {
+        seq_no: 1,
+        node: NodeName::from("n"),
+        source: Some(Source { addr: WireIp::NONE, port: 7, node: NodeName::from("?") }),
+    }));
+    let bytes: Vec<u8> = ping.iter().map(|byte| if *byte == b'?' { 0xff } else { *byte }).collect();
+    let Ok([Message::Ping(Ping { source: Some(source), .. })]) =
+        reason(&bytes).map(|packet| <[Message; 1]>::try_from(packet.messages).unwrap())
+    else {
+        panic!("the ping is read")
+    };
+    assert!(source.node.is_empty());
 }
 
 #[test]

@@ -326,6 +326,15 @@ impl<'a, 'b> Reader<'a, 'b> {
         Ok(NodeName::from(name))
     }
 
+    /// The name of whoever says something, where the message is about another. Go takes names that [`Self::name`] refuses,
+    /// and what a member of such a name says is true all the same: here it has none.
+    pub(super) fn speaker(&mut self) -> Result<NodeName, WireError> {
+        let name = std::str::from_utf8(self.borrowed()?).unwrap_or_default();
+        let name = if name.len() > MAX_NAME || name.chars().any(char::is_control) { "" } else { name };
+        self.budget.bytes(name.len())?;
+        Ok(NodeName::from(name))
+    }
+
     /// UTF-8 text of at most `max` bytes.
     pub(super) fn string(&mut self, max: usize) -> Result<&'a str, WireError> {
         let text = std::str::from_utf8(self.text(max)?).map_err(|_| WireError::NotUtf8 { field: self.field })?;

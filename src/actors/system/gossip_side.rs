@@ -17,7 +17,7 @@ use crate::actors::keys::Wrapping;
 use crate::actors::membership::{Members, Membership, MembershipParts};
 use crate::actors::transport::{TransportActor, TransportParts};
 use crate::actors::watch_hub::WatchHub;
-use crate::config::{self, Config, Networks, TransportKind};
+use crate::config::{self, Config, Networks, Profile, TransportKind};
 use crate::kv::Codecs;
 use crate::kv::gossip::{Contents, GossipConfig};
 use crate::swim::{LocalNode, SwimConfig};
@@ -189,7 +189,18 @@ fn keyring(config: &Config) -> Result<Keyring, StartError> {
     Keyring::new(keys).map_err(wrong)
 }
 
-/// The membership core's settings from the configuration.
+/// What the membership core starts from in a profile.
+fn preset(profile: Profile) -> SwimConfig {
+    match profile {
+        Profile::Lan => SwimConfig::lan(),
+        Profile::Wan => SwimConfig::wan(),
+        Profile::Local => SwimConfig::local(),
+        Profile::Grafana => SwimConfig::grafana(),
+    }
+}
+
+/// The membership core's settings from the configuration: the profile's, but for what a key of the configuration says.
+/// `leave_timeout` and `rejoin_interval` are keys with defaults of their own, the same in every profile.
 pub(super) fn swim_config(config: &Config) -> Result<SwimConfig, StartError> {
     let memberlist = &config.memberlist;
     let settings = memberlist.settings();
@@ -234,6 +245,32 @@ pub(super) fn swim_config(config: &Config) -> Result<SwimConfig, StartError> {
         rejoin_interval: memberlist.rejoin_interval,
         allowed_networks: Networks::parse(&memberlist.cidrs_allowed)
             .map_err(|error| StartError::Config(format!("memberlist.cidrs_allowed: {error}")))?,
-        ..SwimConfig::default()
+        ..preset(memberlist.profile)
     })
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+
+    use std::time::Duration;
+
+    use super::*;
+
+    #[test]
+    fn each_profile_of_the_configuration_is_the_preset_of_the_core() {
+        for profile in [Profile::Lan, Profile::Wan, Profile::Local, Profile::Grafana] {
+            let mut config = Config::default();
+            config.memberlist.profile = profile;
+            // Its packets are too large for datagrams.
+            if profile == Profile::Grafana {
+                config.memberlist.transport = TransportKind::Tcp;
+            }
+            let made = swim_config(&config).unwrap();
+            let (leave_timeout, rejoin_interval) = (made.leave_timeout, made.rejoin_interval);
+            assert_eq!((leave_timeout, rejoin_interval), (Duration::from_secs(20), Duration::from_secs(30)));
+            let preset = SwimConfig { packet: made.packet.clone(), leave_timeout, rejoin_interval, ..preset(profile) };
+            assert_eq!(format!("{made:#?}"), format!("{preset:#?}"), "{profile:?}");
+        }
+    }
 }

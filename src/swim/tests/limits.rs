@@ -147,6 +147,20 @@ fn an_incarnation_that_jumps_is_counted_however_it_comes() {
     assert_eq!(one.swim.stats().incarnation_jumps, 3);
 }
 
+#[test]
+fn a_conflict_about_a_name_is_told_once_a_minute_and_always_counted() {
+    let mut one = One::new();
+    for i in 0..100 {
+        one.packet(Message::Alive(alive(&format!("n{i}"), 2, 1)));
+    }
+    let conflict = |one: &mut One, i: u32| events(&one.packet(Message::Alive(alive(&format!("n{i}"), 3, 2)))).len();
+    assert_eq!((0..500).map(|_| conflict(&mut one, 7)).sum::<usize>(), 1);
+    assert_eq!((0..100).map(|i| conflict(&mut one, i)).sum::<usize>(), 63, "64 names in a minute");
+    assert_eq!(refused(&one, "alive_conflict"), 600);
+    one.tick(Duration::from_secs(60));
+    assert_eq!([conflict(&mut one, 7), conflict(&mut one, 7), conflict(&mut one, 99)], [1, 0, 1]);
+}
+
 /// Begins a join with one seed that is sent our state and has not answered.
 fn joining() -> (One, ExchangeId) {
     let mut one = One::new();

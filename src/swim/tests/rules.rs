@@ -8,7 +8,8 @@ use rand::SeedableRng;
 use rand::rngs::{SmallRng, StdRng};
 
 use crate::clock::Now;
-use crate::swim::{ExchangeId, Input, LocalNode, Member, MemberEvent, Output, Swim, SwimConfig};
+use crate::swim::admission::Origin;
+use crate::swim::{Durable, ExchangeId, Input, LocalNode, Member, MemberEvent, Output, Swim, SwimConfig};
 use crate::wire::message::{
     Alive, Dead, MemberState, Message, NodeName, PushNode, PushPull, StreamMessage, Suspect, VSN, Vsn, WireIp,
 };
@@ -185,16 +186,61 @@ fn a_suspect_dies_when_its_time_is_over_and_sooner_when_others_confirm() {
         for i in 0..confirmations {
             one.suspect("n2", &format!("n{}", 4 + i), 1);
         }
-        let start = one.now;
-        let suspicion_ends = loop {
-            let next = one.swim.next_deadline().unwrap();
-            let outputs = one.tick(next.saturating_duration_since(one.now.mono));
-            if outputs.iter().any(|o| matches!(o, Output::Event(MemberEvent::Failed(m)) if m.name.as_str() == "n2")) {
-                break one.now.mono - start.mono;
-            }
-        };
-        assert_eq!(suspicion_ends.as_secs(), seconds, "{confirmations} confirmations");
+        assert_eq!(dies_after(&mut one, "n2").as_secs(), seconds, "{confirmations} confirmations");
     }
+}
+
+/// How long it takes until `name` is declared dead, if nothing else happens.
+fn dies_after(one: &mut One, name: &str) -> Duration {
+    let start = one.now;
+    loop {
+        let next = one.swim.next_deadline().unwrap();
+        let outputs = one.tick(next.saturating_duration_since(one.now.mono));
+        if outputs.iter().any(|o| matches!(o, Output::Event(MemberEvent::Failed(m)) if m.name.as_str() == name)) {
+            return one.now.mono - start.mono;
+        }
+    }
+}
+
+#[test]
+fn an_accusation_with_a_higher_incarnation_confirms_a_suspicion_and_does_not_restart_it() {
+    let mut one = One::new();
+    for host in 2..7 {
+        one.packet(Message::Alive(alive(&format!("n{host}"), host, 1)));
+    }
+    one.suspect("n2", "n3", 1);
+    for incarnation in 2..20 {
+        assert!(one.tick(Duration::from_secs(1)).is_empty());
+        // The same accuser, which raises it each second: no news.
+        one.suspect("n2", "n3", incarnation);
+    }
+    assert_eq!(one.state("n2"), Some((S, 1)), "what it announces next clears it, however high that was raised");
+    assert_eq!(dies_after(&mut one, "n2").as_secs(), 6, "24 s after the first");
+
+    one.suspect("n4", "n3", 1);
+    one.suspect("n4", "n5", 9);
+    assert_eq!(dies_after(&mut one, "n4").as_secs(), 11);
+}
+
+#[test]
+fn however_many_suspects_come_they_leave_one_timer_a_member() {
+    let mut one = One::new();
+    one.alive(2, 1);
+    // One push/pull that names a member as often as it may, each time higher.
+    one.push_pull((1..=65_536).map(|incarnation| push_node("n", 2, incarnation, S, Some(VSN))).collect());
+    assert_eq!(one.swim.timers.suspicions(), 1);
+    // A forger that has its victim suspected and recovered in turns.
+    for incarnation in 2..100_000 {
+        let from = "x".into();
+        one.swim.alive(one.now.mono, alive("n", 2, incarnation), Origin::Request);
+        one.swim.suspect(one.now.mono, Suspect { incarnation, node: "n".into(), from });
+        one.outputs();
+        if incarnation % 10_000 == 0 {
+            assert_eq!(one.swim.timers.suspicions(), 1);
+        }
+    }
+    one.dead("n", "x", 100_000);
+    assert_eq!(one.swim.timers.suspicions(), 0);
 }
 
 #[test]
@@ -367,4 +413,20 @@ fn a_meta_of_more_than_512_bytes_is_refused() {
     one.swim.handle(one.now, Input::UpdateMeta(Bytes::from(vec![0; 512])));
     assert_eq!(events(&one.outputs()), ["updated"]);
     assert_eq!(one.state("me"), Some((A, 2)));
+}
+
+#[test]
+fn a_core_that_takes_over_says_about_itself_what_was_said_last() {
+    let mut one = One::new();
+    one.swim.handle(one.now, Input::UpdateMeta(Bytes::from_static(b"second")));
+    let durable = Durable { members: one.swim.members(), left: false, seeds: Vec::new() };
+    let local = LocalNode { name: "me".into(), addr: addr(1), meta: Bytes::from_static(b"first") };
+    let (rng, nonces) = (SmallRng::seed_from_u64(2), StdRng::seed_from_u64(2));
+    one.swim = Swim::resume(SwimConfig::lan(), local, rng, nonces, one.now, durable);
+    one.outputs();
+    assert_eq!(one.member("me").unwrap().meta, "second");
+    one.swim.handle(one.now, Input::UpdateMeta(Bytes::from_static(b"second")));
+    assert!(events(&one.outputs()).is_empty() && one.state("me") == Some((A, 2)), "no news");
+    one.swim.handle(one.now, Input::UpdateMeta(Bytes::from_static(b"first")));
+    assert_eq!(events(&one.outputs()), ["updated"]);
 }
