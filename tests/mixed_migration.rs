@@ -1,4 +1,5 @@
-//! A ring moves from Consul into gossip in a fleet of Annulus nodes and of Grafana's own code, by the same settings.
+//! A ring moves from Consul into gossip in a fleet of Annulus nodes and of Grafana's own code, driven by the same runtime
+//! files: dskit reads them with the code with which Mimir and Loki do.
 #![cfg(feature = "consul")]
 #![allow(clippy::unwrap_used)]
 
@@ -30,13 +31,25 @@ const MIRROR: &str = "multi_kv_config: { mirror_enabled: true }\n";
 const FLIPPED: &str = "multi_kv_config: { mirror_enabled: true, primary: memberlist }\n";
 const FLIPPED_BACK: &str = "multi_kv_config: { mirror_enabled: true, primary: consul }\n";
 
+/// What keeps one of dskit's behind the others, in a file that it merges over that of the fleet.
+const HELD: &str = "multi_kv_config: { mirror_enabled: false, primary: consul }\n";
+const HELD_ON_CONSUL: &str = "multi_kv_config: { primary: consul }\n";
+
 /// Joins in the middle, while it cannot reach Consul.
 const LATE: &str = "node-4";
 
 const ALL: [&str; 5] = ["dskit-1", "dskit-2", "node-1", "node-2", "node-3"];
 
-/// A peer on two stores, or (for the teardown) on gossip alone.
-async fn dskit(number: usize, store: &str, consul: &Consul, seeds: &str, tokens: &str) -> Option<DskitPeer> {
+/// A peer on two stores, or (for the teardown) on gossip alone, that follows these runtime files.
+async fn dskit(
+    number: usize,
+    store: &str,
+    consul: &Consul,
+    seeds: &str,
+    tokens: &str,
+    runtime: &[&RuntimeFile],
+) -> Option<DskitPeer> {
+    let files: Vec<_> = runtime.iter().map(|file| file.path()).collect();
     let arguments = [
         format!("-id=dskit-{number}"),
         format!("-key={RING_KEY}"),
@@ -44,10 +57,11 @@ async fn dskit(number: usize, store: &str, consul: &Consul, seeds: &str, tokens:
         format!("-consul.hostname={}", consul.host()),
         format!("-memberlist.join={seeds}"),
         format!("-tokens-file={tokens}/dskit-{number}"),
+        format!("-runtime-config.file={}", files.join(",")),
     ];
     let mut arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
     arguments.extend(["-multi.primary=consul", "-multi.secondary=memberlist", "-memberlist.cluster-label=mixed"]);
-    arguments.extend(["-leave-ring=false", "-tokens=64"]);
+    arguments.extend(["-leave-ring=false", "-tokens=64", "-runtime-config.reload-period=200ms"]);
     DskitPeer::start(&arguments).await
 }
 
@@ -140,7 +154,9 @@ async fn annulus_and_dskit_move_their_ring_together_through_the_five_steps() {
     }
     let tokens = tempfile::tempdir().unwrap();
     let tokens = tokens.path().display().to_string();
+    // One file for the whole fleet; and each of dskit's has a second one on top of it, which keeps it behind for a while.
     let runtime = RuntimeFile::new(WIRED);
+    let (hold_one, hold_two) = (RuntimeFile::new(HELD), RuntimeFile::new(HELD));
     // Between the late node and Consul.
     let proxy = FaultProxy::start(consul.addr()).await;
     let (host, late, path) = (consul.host(), proxy.host(), runtime.path());
@@ -157,8 +173,8 @@ async fn annulus_and_dskit_move_their_ring_together_through_the_five_steps() {
     // 1: wired. Gossip runs and holds no ring.
     fleet.add(1).await;
     let seed = fleet.nodes[0].gossip_addr().unwrap().to_string();
-    let mut one = dskit(1, "multi", &consul, &seed, &tokens).await.unwrap();
-    let mut two = dskit(2, "multi", &consul, &seed, &tokens).await.unwrap();
+    let mut one = dskit(1, "multi", &consul, &seed, &tokens, &[&runtime, &hold_one]).await.unwrap();
+    let mut two = dskit(2, "multi", &consul, &seed, &tokens, &[&runtime, &hold_two]).await.unwrap();
     fleet.add(2).await;
     fleet.add(3).await;
     // Consul as it is, by Grafana's own eyes, whatever the others read.
@@ -180,8 +196,9 @@ async fn annulus_and_dskit_move_their_ring_together_through_the_five_steps() {
     fleet.mirrored().await;
     workload.goes_on().await;
     witness.phase("mirror, all");
-    for peer in [&one, &two] {
-        peer.tell("/multi?mirror=true").await;
+    for (hold, peer) in [(&hold_one, &one), (&hold_two, &two)] {
+        hold.write(HELD_ON_CONSUL);
+        mirrors(peer).await;
     }
     wait_for_heartbeats(&fleet, 5).await;
     whole(&fleet, &[&one, &two, &in_consul], &before).await;
@@ -217,11 +234,14 @@ async fn annulus_and_dskit_move_their_ring_together_through_the_five_steps() {
     whole(&fleet, &[&one, &two, &in_consul], &before).await;
 
     witness.phase("swap, one of dskit's");
-    one.tell("/multi?primary=memberlist").await;
+    hold_one.write(WIRED);
+    dskit_reads(&one, StoreKind::Memberlist).await;
     wait_for_heartbeats(&fleet, 5).await;
     whole(&fleet, &[&one, &two, &in_consul], &before).await;
+    dskit_reads(&two, StoreKind::Consul).await;
     witness.phase("swap, all");
-    two.tell("/multi?primary=memberlist").await;
+    hold_two.write(WIRED);
+    dskit_reads(&two, StoreKind::Memberlist).await;
     wait_for_heartbeats(&fleet, 5).await;
     whole(&fleet, &[&one, &two, &in_consul], &before).await;
     same_owners(&fleet.nodes[1], &one).await;
@@ -237,18 +257,22 @@ async fn annulus_and_dskit_move_their_ring_together_through_the_five_steps() {
     whole(&fleet, &[&one, &two, &in_consul], &before).await;
     until("it is not in Consul", async || !in_consul.ring(RING_KEY).await.contains_key("ghost")).await;
 
-    // 4: tear down. The section goes; running nodes keep their primary. Then a rolling restart on gossip alone.
+    // 4: tear down. A rolling restart on gossip alone; the section stays until it is over.
     witness.phase("teardown");
-    runtime.write("# nothing\n");
-    for peer in [&one, &two] {
-        peer.tell("/multi?mirror=false").await;
-    }
-    wait_for_heartbeats(&fleet, 2).await;
-    for node in &fleet.nodes {
-        assert_eq!(node.migration().unwrap().primary, StoreKind::Memberlist);
-    }
     let mut seen = witness.stop();
     for number in 1..=4 {
+        if number == 3 {
+            // Half way it ends without a goodbye, and comes back with its old static configuration.
+            let node = fleet.take(&fleet::id(3));
+            workload.retire(&node).await;
+            node.stop().await;
+            let node = fleet.add(3).await;
+            whole(&fleet, &[&one, &two], &before).await;
+            reads(&node, StoreKind::Memberlist).await;
+            assert!(node.migration().unwrap().mirror_enabled);
+            workload.add(&node);
+            wait_for_heartbeats(&fleet, 2).await;
+        }
         let node = fleet.take(&fleet::id(number));
         workload.retire(&node).await;
         let report = node.leave().await;
@@ -259,13 +283,28 @@ async fn annulus_and_dskit_move_their_ring_together_through_the_five_steps() {
         fleet.nodes.push(Node::builder(config.node.id.clone()).config(config).start().await.unwrap());
         whole(&fleet, &[&one, &two], &before).await;
     }
+    // The same of dskit's: killed with both stores, it is back on gossip.
     let seeds = fleet.nodes[0].gossip_addr().unwrap().to_string();
+    drop(two);
+    two = dskit(2, "multi", &consul, &seeds, &tokens, &[&runtime, &hold_two]).await.unwrap();
+    dskit_reads(&two, StoreKind::Memberlist).await;
+    wait_for_heartbeats(&fleet, 2).await;
+    whole(&fleet, &[&one, &two], &before).await;
     one.leave().await;
-    one = dskit(1, "memberlist", &consul, &seeds, &tokens).await.unwrap();
+    one = dskit(1, "memberlist", &consul, &seeds, &tokens, &[&runtime]).await.unwrap();
     whole(&fleet, &[&one, &two], &before).await;
     two.leave().await;
-    two = dskit(2, "memberlist", &consul, &seeds, &tokens).await.unwrap();
+    two = dskit(2, "memberlist", &consul, &seeds, &tokens, &[&runtime]).await.unwrap();
     whole(&fleet, &[&one, &two], &before).await;
+    // Nobody has two stores any more.
+    runtime.write("# nothing\n");
+    for node in &fleet.nodes {
+        assert!(node.migration().is_none());
+        until("the section is gone", async || {
+            node.runtime_config().is_some_and(|view| view.config.multi_kv_config.primary.is_none())
+        })
+        .await;
+    }
 
     // 5: clean. Nobody needs Consul any more.
     consul.stop();
@@ -287,7 +326,7 @@ async fn a_mixed_fleet_goes_back_half_way_while_nodes_of_both_kinds_restart_and_
     }
     let tokens = tempfile::tempdir().unwrap();
     let tokens = tokens.path().display().to_string();
-    // The first node gets its orders before the others, as dskit-1 does.
+    // The first of either kind gets its orders before the others.
     let (first, others) = (RuntimeFile::new(MIRROR), RuntimeFile::new(MIRROR));
     let (host, early, late) = (consul.host(), first.path(), others.path());
     let mut fleet = Fleet::empty(move |number, config| {
@@ -300,8 +339,8 @@ async fn a_mixed_fleet_goes_back_half_way_while_nodes_of_both_kinds_restart_and_
     });
     fleet.add(1).await;
     let seed = fleet.nodes[0].gossip_addr().unwrap().to_string();
-    let mut one = dskit(1, "multi", &consul, &seed, &tokens).await.unwrap();
-    let mut two = dskit(2, "multi", &consul, &seed, &tokens).await.unwrap();
+    let mut one = dskit(1, "multi", &consul, &seed, &tokens, &[&first]).await.unwrap();
+    let mut two = dskit(2, "multi", &consul, &seed, &tokens, &[&others]).await.unwrap();
     fleet.add(2).await;
     fleet.add(3).await;
     for node in &fleet.nodes {
@@ -309,7 +348,7 @@ async fn a_mixed_fleet_goes_back_half_way_while_nodes_of_both_kinds_restart_and_
     }
     let before = ours(&fleet.nodes[0]);
     for peer in [&one, &two] {
-        peer.tell("/multi?mirror=true").await;
+        mirrors(peer).await;
     }
     fleet.mirrored().await;
     whole(&fleet, &[&one, &two], &before).await;
@@ -319,23 +358,25 @@ async fn a_mixed_fleet_goes_back_half_way_while_nodes_of_both_kinds_restart_and_
     // Half way: one of each kind reads gossip, the others read Consul.
     witness.phase("half way");
     first.write(FLIPPED);
-    one.tell("/multi?primary=memberlist").await;
     reads(&fleet.nodes[0], StoreKind::Memberlist).await;
+    dskit_reads(&one, StoreKind::Memberlist).await;
     workload.goes_on().await;
     wait_for_heartbeats(&fleet, 3).await;
     whole(&fleet, &[&one, &two], &before).await;
 
     // Killed half way: one of dskit's that reads gossip, and one that reads Consul. Each comes back with its old settings,
-    // and is told again what it knew, as its runtime file does.
+    // and reads in its runtime file what it knew.
     witness.phase("dskit is killed");
     let seed = fleet.nodes[1].gossip_addr().unwrap().to_string();
     drop(one);
-    one = dskit(1, "multi", &consul, &seed, &tokens).await.unwrap();
-    one.tell("/multi?primary=memberlist&mirror=true").await;
+    one = dskit(1, "multi", &consul, &seed, &tokens, &[&first]).await.unwrap();
+    dskit_reads(&one, StoreKind::Memberlist).await;
+    mirrors(&one).await;
     whole(&fleet, &[&one, &two], &before).await;
     drop(two);
-    two = dskit(2, "multi", &consul, &seed, &tokens).await.unwrap();
-    two.tell("/multi?mirror=true").await;
+    two = dskit(2, "multi", &consul, &seed, &tokens, &[&others]).await.unwrap();
+    mirrors(&two).await;
+    dskit_reads(&two, StoreKind::Consul).await;
     wait_for_heartbeats(&fleet, 3).await;
     whole(&fleet, &[&one, &two], &before).await;
 
@@ -359,14 +400,11 @@ async fn a_mixed_fleet_goes_back_half_way_while_nodes_of_both_kinds_restart_and_
     }
     same_owners(&fleet.nodes[0], &one).await;
 
-    // Back: ours first, and a while with dskit alone on gossip.
-    witness.phase("back, ours");
+    // Back: one change of one file, and both kinds read Consul again.
+    witness.phase("back");
     first.write(FLIPPED_BACK);
     fleet.primary(StoreKind::Consul).await;
-    wait_for_heartbeats(&fleet, 3).await;
-    whole(&fleet, &[&one, &two], &before).await;
-    witness.phase("back, all");
-    one.tell("/multi?primary=consul").await;
+    dskit_reads(&one, StoreKind::Consul).await;
     workload.goes_on().await;
     wait_for_heartbeats(&fleet, 3).await;
     whole(&fleet, &[&one, &two], &before).await;
@@ -376,11 +414,12 @@ async fn a_mixed_fleet_goes_back_half_way_while_nodes_of_both_kinds_restart_and_
 
     // And once more, this time all the way.
     witness.phase("there");
-    for (file, peer) in [(&first, &one), (&others, &two)] {
-        file.write(FLIPPED);
-        peer.tell("/multi?primary=memberlist").await;
-    }
+    first.write(FLIPPED);
+    others.write(FLIPPED);
     fleet.primary(StoreKind::Memberlist).await;
+    for peer in [&one, &two] {
+        dskit_reads(peer, StoreKind::Memberlist).await;
+    }
     workload.goes_on().await;
     wait_for_heartbeats(&fleet, 3).await;
     whole(&fleet, &[&one, &two], &before).await;
@@ -396,6 +435,18 @@ async fn reads(node: &Node, store: StoreKind) {
     let what = format!("{} reads {store}", node.id());
     let reads = async || node.migration().is_some_and(|status| status.primary == store);
     until_seen(&what, || node.migration(), reads).await;
+}
+
+/// Waits until one of dskit's reads this store, as its metrics tell.
+async fn dskit_reads(peer: &DskitPeer, store: StoreKind) {
+    let wanted = format!("multikv_primary_store{{store=\"{store}\"}} 1");
+    until(&wanted, async || peer.metrics().await.lines().any(|line| line == wanted)).await;
+}
+
+/// Waits until one of dskit's writes both stores, as its metrics tell.
+async fn mirrors(peer: &DskitPeer) {
+    let wanted = "multikv_mirror_enabled 1";
+    until("dskit mirrors", async || peer.metrics().await.lines().any(|line| line == wanted)).await;
 }
 
 /// Waits until every instance has sent so many more heartbeats, as all nodes of ours see it.

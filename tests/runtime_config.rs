@@ -253,6 +253,59 @@ async fn a_node_that_starts_without_its_file_holds_writes_until_it_appears() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_node_that_starts_after_its_section_went_away_says_that_it_is_on_another_store_than_before() {
+    let data = tempfile::tempdir().unwrap();
+    let file = RuntimeFile::new("multi_kv_config: {}\n");
+    let (shared, data_dir) = (customise(file.path()), data.path().display().to_string());
+    let mut fleet = Fleet::empty(move |number, config| {
+        shared(number, config);
+        config.node.data_dir.clone_from(&data_dir);
+    });
+    let warning = |node: &Node| node.runtime_config().unwrap().warning.clone();
+    for (text, primary, warned) in [
+        // Nothing was named yet.
+        ("multi_kv_config: {}\n", StoreKind::InMemory, false),
+        (FLIPPED, StoreKind::Memberlist, false),
+        // Gone while it ran, or while it did not: it starts on the static primary all the same.
+        ("# gone\n", StoreKind::InMemory, true),
+        ("", StoreKind::InMemory, true),
+        (MIRROR, StoreKind::InMemory, true),
+        (FLIPPED_BACK, StoreKind::InMemory, false),
+        ("# gone\n", StoreKind::InMemory, false),
+    ] {
+        file.write(text);
+        let node = fleet.add(1).await;
+        until("the file is read", async || !node.runtime_config().unwrap().hash.is_empty()).await;
+        until(&format!("{text:?} is in force"), async || standing(&node).0 == primary).await;
+        assert_eq!(warning(&node).is_some(), warned, "{text:?}: {:?}", warning(&node));
+        if warned {
+            let text = warning(&node).unwrap();
+            assert!(text.contains("named memberlist") && text.contains("on inmemory"), "{text}");
+        }
+        if text == FLIPPED {
+            let reloads = node.runtime_config().unwrap().reloads;
+            file.write("# gone\n");
+            until("the section is gone", async || node.runtime_config().unwrap().reloads > reloads).await;
+            assert_eq!((standing(&node).0, warning(&node)), (primary, None), "a running node keeps its primary");
+        }
+        node.leave().await;
+        fleet.take("node-1");
+    }
+    // It is put back: so is the primary, and there is nothing to say any more.
+    file.write(FLIPPED);
+    let node = fleet.add(1).await;
+    node.leave().await;
+    fleet.take("node-1");
+    file.write("# gone\n");
+    let node = fleet.add(1).await;
+    until("it says so", async || warning(&node).is_some()).await;
+    file.write(FLIPPED);
+    fleet.primary(StoreKind::Memberlist).await;
+    assert_eq!(warning(&node), None);
+    fleet.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_node_that_starts_with_a_bad_file_goes_by_the_last_good_one_that_it_kept() {
     let data = tempfile::tempdir().unwrap();
     let file = RuntimeFile::new("multi_kv_config: { primary: memberlist, mirror_enabled: false }\n");

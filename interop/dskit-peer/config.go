@@ -8,6 +8,7 @@ import (
 	"github.com/grafana/dskit/kv"
 	"github.com/grafana/dskit/kv/memberlist"
 	"github.com/grafana/dskit/ring"
+	"github.com/grafana/dskit/runtimeconfig"
 )
 
 // settings is what the flags say.
@@ -17,6 +18,7 @@ type settings struct {
 	key              string
 	ring             ring.Config
 	instance         ring.BasicLifecyclerConfig
+	runtime          runtimeconfig.Config
 	state            string
 	leaveRing        bool
 	tokensFile       string
@@ -30,6 +32,8 @@ func parseFlags() *settings {
 	s.memberlist.RegisterFlags(flag.CommandLine)
 	s.store.Store = "memberlist"
 	s.store.RegisterFlagsWithPrefix("", "", flag.CommandLine)
+	// -runtime-config.file and -runtime-config.reload-period
+	s.runtime.RegisterFlags(flag.CommandLine)
 	flag.StringVar(&s.key, "key", "ring", "key of the ring in the store")
 	flag.StringVar(&s.instance.ID, "id", "", "name of our instance; empty: we only read the ring")
 	flag.StringVar(&s.instance.Addr, "addr", "127.0.0.1:9095", "address of our instance")

@@ -9,7 +9,6 @@ import (
 	"strings"
 	"time"
 
-	"github.com/grafana/dskit/kv"
 	"github.com/grafana/dskit/ring"
 	"github.com/prometheus/client_golang/prometheus/promhttp"
 )
@@ -28,7 +27,6 @@ func (p *peer) control() http.Handler {
 		"/owners":   p.owners,
 		"/state":    p.state,
 		"/readonly": p.readOnly,
-		"/multi":    p.multi,
 		"/join":     p.join,
 		"/leave":    p.leaveNow,
 	} {
@@ -131,17 +129,6 @@ func (p *peer) state(r *http.Request) (any, error) {
 // readonly: ?to=true or false.
 func (p *peer) readOnly(r *http.Request) (any, error) {
 	return "ok", p.lifecycler.ChangeReadOnlyState(r.Context(), r.FormValue("to") == "true")
-}
-
-// multi: what the section multi_kv_config of a runtime file says, ?primary=&mirror=. Left out means no change.
-func (p *peer) multi(r *http.Request) (any, error) {
-	message := kv.MultiRuntimeConfig{PrimaryStore: r.FormValue("primary")}
-	if text := r.FormValue("mirror"); text != "" {
-		mirror := text == "true"
-		message.Mirroring = &mirror
-	}
-	p.runtime <- message
-	return "ok", nil
 }
 
 // join: joins through members, ?through=HOST:PORT,…

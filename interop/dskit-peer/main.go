@@ -1,7 +1,7 @@
 // dskit-peer is a member of a cluster of Grafana's databases, without a database: dskit's memberlist store over its TCP
 // transport, its multi store, its ring and its lifecycler, as Mimir and Loki put them together.
 //
-// It takes dskit's own flags (-memberlist.*, -consul.*, -multi.*, -store) and those of config.go. When it is ready it
+// It takes dskit's own flags (-memberlist.*, -consul.*, -multi.*, -store, -runtime-config.*) and those of config.go. When it is ready it
 // prints one line, {"http":"ADDRESS","gossip_port":PORT}, and then obeys requests at that address (control.go). It
 // leaves in good order on SIGTERM, on /leave, and when its standard input ends, so that none outlives its test.
 package main

@@ -12,6 +12,7 @@ import (
 	"github.com/grafana/dskit/kv/codec"
 	"github.com/grafana/dskit/kv/memberlist"
 	"github.com/grafana/dskit/ring"
+	"github.com/grafana/dskit/runtimeconfig"
 	"github.com/grafana/dskit/services"
 	"github.com/prometheus/client_golang/prometheus"
 )
@@ -26,7 +27,9 @@ type peer struct {
 	store      kv.Client
 	ring       *ring.Ring
 	lifecycler *ring.BasicLifecycler
-	// What a runtime configuration would say to the multi store.
+	// Reads the runtime files.
+	manager *runtimeconfig.Manager
+	// What a runtime configuration says to the multi store.
 	runtime   chan kv.MultiRuntimeConfig
 	leaveOnce sync.Once
 	left      chan struct{}
@@ -41,6 +44,11 @@ func start(s *settings) (*peer, error) {
 		registry: prometheus.NewRegistry(),
 		runtime:  make(chan kv.MultiRuntimeConfig, 8),
 		left:     make(chan struct{}),
+	}
+	if len(s.runtime.LoadPath) > 0 {
+		if err := p.follow(ctx, s.runtime, logger); err != nil {
+			return nil, err
+		}
 	}
 	s.memberlist.Codecs = []codec.Codec{ring.GetCodec()}
 	resolver := dns.NewProvider(dns.GolangResolverType, 16, logger, p.registry)
@@ -109,6 +117,9 @@ func (p *peer) leave() {
 		_ = services.StopAndAwaitTerminated(ctx, p.ring)
 		if p.gossip != nil {
 			_ = services.StopAndAwaitTerminated(ctx, p.gossip)
+		}
+		if p.manager != nil {
+			_ = services.StopAndAwaitTerminated(ctx, p.manager)
 		}
 		close(p.left)
 	})

@@ -14,7 +14,7 @@ use arc_swap::ArcSwap;
 use super::events::{EventHub, NodeEvent};
 use super::message::{drillable, message};
 use super::mirror::{Mirror, Runtime};
-use crate::config::runtime::{Poll, RuntimeConfig, RuntimeLoader, load_last_good, save_last_good};
+use crate::config::runtime::{Poll, RuntimeConfig, RuntimeLoader, last_named_primary, load_last_good, save_last_good};
 use crate::migration::RuntimeMulti;
 
 /// The runtime configuration as it stands.
@@ -30,6 +30,10 @@ pub struct RuntimeView {
     pub last_error: Option<String>,
     /// Successful readings that changed something.
     pub reloads: u64,
+    /// What is wrong with it although it could be read: this node started without the section that named its primary
+    /// before. Gone with the next change.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub warning: Option<String>,
 }
 
 /// What outlives the actor.
@@ -39,6 +43,8 @@ pub(crate) struct ConfigParts {
     pub(crate) view: ArcSwap<RuntimeView>,
     pub(crate) events: EventHub,
     pub(crate) mirror: OnceLock<Addr<Mirror>>,
+    /// The primary of the static configuration, where there are two stores.
+    pub(crate) static_primary: Option<&'static str>,
     pub(crate) address: OnceLock<Addr<ConfigWatcher>>,
     /// Where the last good configuration is kept for the next start.
     pub(crate) cache: Option<PathBuf>,
@@ -65,7 +71,8 @@ impl ConfigWatcher {
     }
 
     fn apply(&mut self, reading: Option<Reading>) {
-        let Some(Reading { number, poll, good, hash }) = reading.filter(|reading| reading.number > self.applied) else {
+        let Some(Reading { number, poll, good, hash, named }) = reading.filter(|reading| reading.number > self.applied)
+        else {
             return;
         };
         self.applied = number;
@@ -93,15 +100,42 @@ impl ConfigWatcher {
             // at the same time, took that news away.
             (_, Some(config)) if view.hash != hash => {
                 self.parts.events.publish(NodeEvent::RuntimeConfigChanged { hash: hash.clone() });
-                view = RuntimeView { config, hash, healthy: true, last_error: None, reloads: before.reloads + 1 };
+                view = RuntimeView {
+                    config,
+                    hash,
+                    healthy: true,
+                    last_error: None,
+                    reloads: before.reloads + 1,
+                    warning: None,
+                };
             }
             _ => {
                 view.healthy = true;
                 view.last_error = None;
             }
         }
+        if before.hash.is_empty() && !view.hash.is_empty() && view.config.multi_kv_config.primary.is_none() {
+            view.warning = self.primary_gone(named);
+        }
         self.parts.view.store(Arc::new(view));
         self.tell_mirror();
+    }
+
+    /// The first configuration of this run names no primary. Says what is wrong with that when an earlier one named
+    /// another than the static configuration does.
+    fn primary_gone(&self, named: Option<String>) -> Option<String> {
+        let (last, primary) = (named?, self.parts.static_primary?);
+        if last == primary {
+            return None;
+        }
+        let warning = format!(
+            "the runtime config names no primary, but before this start it named {last}: this node is on {primary}, as its \
+             static configuration says, apart from nodes that kept {last}; put multi_kv_config back until every node has \
+             its new static configuration"
+        );
+        tracing::warn!("{warning}");
+        self.parts.events.publish(NodeEvent::RuntimePrimaryGone { last, primary: primary.to_owned() });
+        Some(warning)
     }
 
     /// The last good configuration of an earlier run: a node that starts during a migration with an unreadable file
@@ -134,6 +168,8 @@ struct Reading {
     /// The last good configuration, this one or an earlier one, and the hash of its sources.
     good: Option<RuntimeConfig>,
     hash: String,
+    /// The primary that was named last, as it was cached before this reading.
+    named: Option<String>,
 }
 
 /// Reads the files on a thread of its own: a network file system may hang, and that must not stop heartbeats. `None`
@@ -142,13 +178,18 @@ async fn look(parts: Arc<ConfigParts>) -> Option<Reading> {
     let reading = tokio::task::spawn_blocking(move || {
         let mut loader = parts.loader.lock().unwrap_or_else(PoisonError::into_inner);
         let poll = loader.poll();
+        // A cache that cannot be believed says nothing here; whoever needs it tells why.
+        let named = match &parts.cache {
+            Some(directory) if parts.view.load().hash.is_empty() => last_named_primary(directory).ok().flatten(),
+            _ => None,
+        };
         if let (Poll::Changed(config), Some(directory)) = (&poll, &parts.cache)
             && let Err(error) = save_last_good(directory, config)
         {
             tracing::warn!(%error, "the last good runtime config was not saved");
         }
         let number = parts.readings.fetch_add(1, Ordering::Relaxed) + 1;
-        Reading { number, poll, good: loader.last_good().cloned(), hash: loader.hash() }
+        Reading { number, poll, good: loader.last_good().cloned(), hash: loader.hash(), named }
     });
     reading.await.ok()
 }

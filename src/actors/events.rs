@@ -86,6 +86,15 @@ pub enum NodeEvent {
         /// Why.
         reason: String,
     },
+    /// This node has just started, and its runtime configuration names no primary, although an earlier one named another
+    /// than the static configuration does: the section went away before the static configuration was changed. The node
+    /// reads and writes the store of the static configuration, apart from those that kept the other one.
+    RuntimePrimaryGone {
+        /// The store that was named last.
+        last: String,
+        /// The store that is primary on this node.
+        primary: String,
+    },
     /// A step of a migration.
     Migration {
         /// Its name, as the field `step` of the log has it: `mirror_enabled`, `phase`, `gate_closed` and so on, listed in

@@ -445,6 +445,7 @@ fn start_config_watcher(
         view: ArcSwap::from_pointee(RuntimeView::default()),
         events: events.clone(),
         mirror: OnceLock::new(),
+        static_primary: (config.kv.store == KvStore::Multi).then(|| config.kv.multi.primary.name()),
         address: OnceLock::new(),
         cache: (!config.node.data_dir.is_empty()).then(|| PathBuf::from(&config.node.data_dir)),
         readings: AtomicU64::new(0),

@@ -3,6 +3,9 @@
 //!
 //! The file is YAML with a last line `# sha256: …` over everything before it. It is written beside, synced, and
 //! renamed, so it is old or new and never half; and a file that was damaged anyway is refused instead of believed.
+//!
+//! When the section goes away, a comment remembers the primary that it named last: a running node keeps that one, and a
+//! node that starts does not ([`last_named_primary`]).
 
 use std::fs;
 use std::io::{self, Write};
@@ -18,6 +21,7 @@ use crate::config::text::{self, ReadError};
 pub const CACHE_FILE: &str = "runtime-config.last-good.yaml";
 
 const CHECKSUM: &str = "# sha256: ";
+const LAST_NAMED: &str = "# last primary: ";
 
 /// Why the cache could not be written or read. The node goes on without it.
 #[derive(Debug, thiserror::Error)]
@@ -50,7 +54,13 @@ pub enum CacheError {
 pub fn save_last_good(dir: &Path, config: &RuntimeConfig) -> Result<(), CacheError> {
     let file = dir.join(CACHE_FILE);
     let temporary = dir.join(format!("{CACHE_FILE}.tmp"));
-    let body = config.to_yaml();
+    let mut body = config.to_yaml();
+    if config.multi_kv_config.primary.is_none()
+        // An earlier file that cannot be believed has nothing to say.
+        && let Ok(Some(primary)) = last_named_primary(dir)
+    {
+        body.push_str(&format!("{LAST_NAMED}{primary}\n"));
+    }
     let text = format!("{body}{CHECKSUM}{}\n", hex(&Sha256::digest(body.as_bytes())));
     replace(&temporary, &file, dir, text.as_bytes()).map_err(|source| {
         // What is left of the attempt has no use; the error to report is the first one.
@@ -75,16 +85,40 @@ fn replace(temporary: &Path, file: &Path, dir: &Path, bytes: &[u8]) -> io::Resul
 /// [`CacheError`] when there is one that cannot be read or trusted.
 pub fn load_last_good(dir: &Path) -> Result<Option<RuntimeConfig>, CacheError> {
     let file = dir.join(CACHE_FILE);
-    let io = |kind: io::Error| CacheError::Io { file: file.clone(), source: kind };
-    let bytes = match text::read(&file) {
+    match load(&file)? {
+        Some(body) => Ok(Some(RuntimeConfig::parse(&body, &file)?)),
+        None => Ok(None),
+    }
+}
+
+/// The primary that the cached configuration names, or, where it names none, the last one that did. `None` when no
+/// configuration has named one yet.
+///
+/// # Errors
+///
+/// [`CacheError`] when there is a cache that cannot be read or trusted.
+pub fn last_named_primary(dir: &Path) -> Result<Option<String>, CacheError> {
+    let file = dir.join(CACHE_FILE);
+    let Some(body) = load(&file)? else { return Ok(None) };
+    if let Some(primary) = RuntimeConfig::parse(&body, &file)?.multi_kv_config.primary {
+        return Ok(Some(primary));
+    }
+    let text = String::from_utf8_lossy(&body);
+    Ok(text.lines().find_map(|line| line.strip_prefix(LAST_NAMED)).map(str::to_owned))
+}
+
+/// What is before the checksum line, which fits it.
+fn load(file: &Path) -> Result<Option<Vec<u8>>, CacheError> {
+    let io = |kind: io::Error| CacheError::Io { file: file.to_owned(), source: kind };
+    let damaged = || CacheError::Damaged { file: file.to_owned() };
+    let bytes = match text::read(file) {
         Ok(bytes) => bytes,
         Err(ReadError::NotFound) => return Ok(None),
         Err(ReadError::Permission) => return Err(io(io::ErrorKind::PermissionDenied.into())),
-        Err(ReadError::TooLarge) => return Err(CacheError::Damaged { file }),
+        Err(ReadError::TooLarge) => return Err(damaged()),
         Err(ReadError::Other(reason)) => return Err(io(io::Error::other(reason))),
     };
-    let body = verified(&bytes).ok_or_else(|| CacheError::Damaged { file: file.clone() })?;
-    Ok(Some(RuntimeConfig::parse(body, &file)?))
+    Ok(Some(verified(&bytes).ok_or_else(damaged)?.to_vec()))
 }
 
 /// The text before a checksum line that fits it.

@@ -27,7 +27,7 @@ mod cache;
 mod document;
 mod loader;
 
-pub use cache::{CACHE_FILE, CacheError, load_last_good, save_last_good};
+pub use cache::{CACHE_FILE, CacheError, last_named_primary, load_last_good, save_last_good};
 pub use loader::{Poll, RuntimeLoader};
 
 /// What the runtime files say, merged. Everything left out means "no change".

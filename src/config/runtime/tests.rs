@@ -334,6 +334,27 @@ fn the_cache_gives_back_what_was_saved_and_is_replaced_as_a_whole() {
 }
 
 #[test]
+fn the_cache_remembers_which_primary_was_named_last() {
+    let dir = TempDir::new().unwrap();
+    assert!(last_named_primary(dir.path()).unwrap().is_none());
+    for (primary, last) in [
+        (None, None),
+        (Some("memberlist"), Some("memberlist")),
+        (None, Some("memberlist")),
+        (None, Some("memberlist")),
+        (Some("consul"), Some("consul")),
+        (None, Some("consul")),
+    ] {
+        let config = config(None, primary);
+        save_last_good(dir.path(), &config).unwrap();
+        assert_eq!(last_named_primary(dir.path()).unwrap().as_deref(), last);
+        assert_eq!(load_last_good(dir.path()).unwrap(), Some(config), "what is remembered is no part of it");
+    }
+    fs::write(dir.path().join(CACHE_FILE), "# last primary: etcd\n").unwrap();
+    assert!(last_named_primary(dir.path()).is_err(), "no checksum, no belief");
+}
+
+#[test]
 fn a_damaged_cache_is_refused() {
     let dir = TempDir::new().unwrap();
     let file = dir.path().join(CACHE_FILE);

@@ -23,6 +23,7 @@
 //! | … with the stale static configuration | `restarts::every_node_restarts_with_the_stale_static_configuration` |
 //! | `kill -9` at every step | `restarts::a_process_is_killed_at_every_step`, `restarts::an_actor_dies_at_every_step` |
 //! | Runtime file empty, half-written, missing, invalid | `runtime_file::the_runtime_file_is_empty_half_written_missing_or_invalid` |
+//! | Nodes die in the teardown, and start with the old static configuration or the new one | `teardown::nodes_die_at_every_point_of_the_teardown` |
 //! | A Go node in the fleet | `other_kind::a_go_node_in_the_fleet` |
 //! | The known faults, put back one at a time | `put_back` |
 
@@ -33,6 +34,7 @@ mod other_kind;
 mod put_back;
 mod restarts;
 mod runtime_file;
+mod teardown;
 
 use std::cell::Cell;
 use std::collections::BTreeMap;
@@ -197,6 +199,7 @@ const ALL: &[(&str, fn())] = &[
         "the_runtime_file_is_empty_half_written_missing_or_invalid",
         runtime_file::the_runtime_file_is_empty_half_written_missing_or_invalid,
     ),
+    ("nodes_die_at_every_point_of_the_teardown", teardown::nodes_die_at_every_point_of_the_teardown),
     ("a_go_node_in_the_fleet", other_kind::a_go_node_in_the_fleet),
 ];
 

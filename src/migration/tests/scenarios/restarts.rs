@@ -3,7 +3,8 @@
 use super::super::world::{Death, SPREAD};
 use super::*;
 
-fn waiting(seed: u64) -> MultiConfig {
+/// A node that starts during a migration: it waits for its runtime file.
+pub(super) fn waiting(seed: u64) -> MultiConfig {
     MultiConfig { wait_for_runtime: true, seed, ..config() }
 }
 
@@ -73,7 +74,7 @@ fn dies(scenario: &'static str, death: impl Fn(u64) -> Death) -> Tally {
 
 #[test]
 pub(super) fn a_process_is_killed_at_every_step() {
-    let all = dies("kill -9 at every step", |seed| Death::Process(Box::new(waiting(seed)), secs(2)));
+    let all = dies("kill -9 at every step", |seed| Death::Process(waiting(seed).into(), secs(2)));
     assert!(all.count("process killed") > SEEDS * 9 / 10, "{all:?}");
 }
 

@@ -153,12 +153,14 @@ impl World {
     pub(super) fn gone_with_process(&mut self, n: usize) {
         self.gone();
         let mirrored = self.nodes[n].view.mirror_enabled || self.nodes[n].view.primary == Side::B;
+        let alone = self.nodes[n].alone;
         let (at, consul, nodes) = (self.at, &self.consul, &self.nodes);
         let mut lone = 0;
         for (key, entries) in &mut self.acked {
             for (name, acked) in entries.iter_mut().filter(|(_, acked)| mirrored && acked.by == n && !acked.lone) {
                 let has = |value: Option<&Map>| value.is_some_and(|value| value.has(name, &acked.entry));
-                let both = has(consul.keys.get(key)) && nodes.iter().any(|node| has(node.replica.keys.get(key)));
+                let other = alone || has(consul.keys.get(key));
+                let both = other && nodes.iter().any(|node| has(node.replica.keys.get(key)));
                 if !both && at - acked.at < SPREAD {
                     acked.lone = true;
                     lone += 1;

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use super::{Ev, RING, World, millis};
+use super::{Ev, RING, Side, View, World, millis};
 use crate::migration::{MultiConfig, MultiCore};
 
 /// How a node ends.
@@ -11,7 +11,22 @@ pub(in super::super) enum Death {
     /// The actor panics over an input; its successor has what was durable before it.
     Actor,
     /// The process is killed over an input, and started again after a while, with this static configuration.
-    Process(Box<MultiConfig>, Duration),
+    Process(Static, Duration),
+}
+
+/// What the static configuration of a process says about stores.
+#[derive(Clone, Debug)]
+pub(in super::super) enum Static {
+    /// There are both.
+    Multi(Box<MultiConfig>),
+    /// Gossip alone: the runtime file has nothing to say to such a node.
+    GossipAlone,
+}
+
+impl From<MultiConfig> for Static {
+    fn from(config: MultiConfig) -> Self {
+        Self::Multi(Box::new(config))
+    }
 }
 
 impl World {
@@ -41,11 +56,17 @@ impl World {
     /// `kill -9`: the process is gone with all that it held.
     pub(in super::super) fn kill(&mut self, n: usize) {
         self.tally.fault("process killed");
+        self.end(n);
+    }
+
+    /// The process ends, and what it held is gone with it.
+    pub(in super::super) fn end(&mut self, n: usize) {
         let core = MultiCore::new(self.nodes[n].core.config.clone(), self.now_of(n));
         self.new_life(n, core);
         let node = &mut self.nodes[n];
         node.alive = false;
         node.blind = false;
+        node.doomed = None;
         node.replica.forget();
         node.seen.clear();
         node.got.clear();
@@ -54,14 +75,23 @@ impl World {
         self.gone_with_process(n);
     }
 
-    /// A process that was killed starts again, and reads its runtime file after a while.
-    pub(in super::super) fn boot(&mut self, n: usize, config: MultiConfig, file_after: Duration) {
+    /// A process that ended starts again, and reads its runtime file after a while.
+    pub(in super::super) fn boot(&mut self, n: usize, config: impl Into<Static>, file_after: Duration) {
+        let (config, alone) = match config.into() {
+            Static::Multi(config) => (*config, false),
+            // Its core idles.
+            Static::GossipAlone => (self.nodes[n].core.config.clone(), true),
+        };
         let mut core = MultiCore::new(config, self.now_of(n));
         core.fault = self.fault;
         self.new_life(n, core);
         let node = &mut self.nodes[n];
-        node.alive = true;
+        (node.alive, node.drained, node.alone) = (true, false, alone);
         node.view = node.core.view();
+        if alone {
+            self.tally.fault("process started on gossip alone");
+            node.view = View { primary: Side::B, mirror_enabled: false, waiting_for_runtime: false, ..node.view };
+        }
         let life = node.life;
         self.push(millis(50), Ev::Join(n));
         self.push(file_after, Ev::Reload(n, life));

@@ -21,7 +21,7 @@ use rand::rngs::SmallRng;
 use rand::{RngExt as _, SeedableRng as _};
 
 pub(super) use self::check::{SPREAD, Tally};
-pub(super) use self::ends::Death;
+pub(super) use self::ends::{Death, Static};
 pub(super) use self::go::Go;
 pub(super) use self::nodes::{Node, Want};
 use super::super::core::Fault;

@@ -26,6 +26,8 @@ pub(in super::super) struct Node {
     pub(in super::super) alive: bool,
     /// It is of the other kind, and its core idles.
     pub(in super::super) go: Option<Go>,
+    /// It has no store but gossip, and its core idles.
+    pub(in super::super) alone: bool,
     /// How much its clock is ahead, and behind.
     pub(in super::super) clock: (Duration, Duration),
     /// The runtime file as this node sees it.
@@ -33,7 +35,7 @@ pub(in super::super) struct Node {
     /// Its watches on the store of one copy lost their place.
     pub(super) blind: bool,
     /// Counts lives of the core: what was asked for by an earlier one does not reach the present one.
-    pub(super) life: u64,
+    pub(in super::super) life: u64,
     pub(super) ops: BTreeMap<OpId, User>,
     pub(super) watch: BTreeMap<Arc<str>, ReadJoin>,
     /// What readers of this node saw last.
@@ -46,7 +48,7 @@ pub(in super::super) struct Node {
     pub(super) carry: BTreeMap<Arc<str>, Map>,
     pub(super) tick_at: Option<Duration>,
     /// Dies over the input after this many.
-    pub(super) doomed: Option<(u64, Death)>,
+    pub(in super::super) doomed: Option<(u64, Death)>,
     pub(in super::super) acked: u64,
     pub(in super::super) failed: u64,
 }
@@ -96,6 +98,7 @@ impl World {
             drained: false,
             alive: true,
             go: None,
+            alone: false,
             clock: (Duration::ZERO, Duration::ZERO),
             file: RuntimeMulti::default(),
             blind: false,
@@ -132,6 +135,12 @@ impl World {
         self.input(n, Input::Runtime(runtime));
     }
 
+    /// The section of the multi store goes out of a node's runtime file.
+    pub(in super::super) fn section_gone(&mut self, n: usize) {
+        self.nodes[n].file = RuntimeMulti::default();
+        self.input(n, Input::Runtime(RuntimeMulti::default()));
+    }
+
     pub(in super::super) fn runtime_all(&mut self, runtime: RuntimeMulti) {
         for n in 0..self.nodes.len() {
             self.runtime(n, runtime);
@@ -139,10 +148,13 @@ impl World {
     }
 
     pub(super) fn heartbeat(&mut self, n: usize, period: Duration) {
-        if self.nodes[n].drained || self.quiet || self.removed.contains(format!("node-{n}").as_str()) {
+        if self.quiet || self.removed.contains(format!("node-{n}").as_str()) {
             return;
         }
         self.push(period, Ev::Heartbeat(n, period));
+        if self.nodes[n].drained {
+            return;
+        }
         if self.nodes[n].go.is_some() {
             return self.go_heartbeat(n);
         }
@@ -200,19 +212,39 @@ impl World {
             Some((0, Death::Actor)) => return self.crash(n),
             Some((0, Death::Process(config, after))) => {
                 // What it decided is never carried out.
-                self.nodes[n].core.handle(now, input);
+                if !self.nodes[n].alone {
+                    self.nodes[n].core.handle(now, input);
+                }
                 self.kill(n);
                 let file_after = self.upto(2000);
-                return self.plan(self.at + after, move |world| world.boot(n, *config, file_after));
+                return self.plan(self.at + after, move |world| world.boot(n, config, file_after));
             }
             Some((inputs, death)) => self.nodes[n].doomed = Some((inputs - 1, death)),
+        }
+        if self.nodes[n].alone {
+            return self.alone(n, input);
         }
         self.nodes[n].core.handle(now, input);
         self.drive(n);
     }
 
+    /// A node on gossip alone does what its users ask for there, and nothing else concerns it.
+    fn alone(&mut self, n: usize, input: Input) {
+        match input {
+            Input::Op { id, .. } => self.run_op(n, id, Side::B),
+            Input::OpDone { id, result, .. } => {
+                let verdict = result.map_or_else(Verdict::Failed, |_| Verdict::Done);
+                self.answered(n, id, &verdict);
+            }
+            _ => {}
+        }
+    }
+
     /// Does what the actor would do.
     pub(super) fn drive(&mut self, n: usize) {
+        if self.nodes[n].alone {
+            return;
+        }
         while let Some(output) = self.nodes[n].core.poll_output() {
             match output {
                 Output::RunOp { id, side } => self.run_op(n, id, side),
