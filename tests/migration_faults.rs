@@ -1,4 +1,5 @@
-//! A ring moves out of a real Consul and a real etcd while everything goes wrong that can on the way to them, under load.
+//! A ring moves out of a real Consul and a real etcd, and from gossip into a Consul, while everything goes wrong that can on
+//! the way to them, under load.
 //!
 //! In every test a checker knows each write that was acknowledged, and a witness looks at all nodes all the time: no living
 //! instance is LEFT or missing anywhere, no owner changes, and no node sees an older ring than before.
@@ -79,17 +80,22 @@ impl Move {
     /// Every node is restarted, one after the other, as its configuration is now.
     async fn roll(&mut self) {
         for number in 1..=NODES {
-            let node = self.fleet.take(&fleet::id(number));
-            self.workload.retire(&node).await;
-            self.witness.leave_out(&node);
-            node.leave().await;
-            let node = self.fleet.add(number).await;
-            for node in &self.fleet.nodes {
-                self.whole(node).await;
-            }
-            self.workload.add(&node);
-            self.witness.add(&node);
+            self.restart(number).await;
         }
+    }
+
+    async fn restart(&mut self, number: usize) -> Node {
+        let node = self.fleet.take(&fleet::id(number));
+        self.workload.retire(&node).await;
+        self.witness.leave_out(&node);
+        node.leave().await;
+        let node = self.fleet.add(number).await;
+        for node in &self.fleet.nodes {
+            self.whole(node).await;
+        }
+        self.workload.add(&node);
+        self.witness.add(&node);
+        node
     }
 
     async fn whole(&self, node: &Node) {
@@ -186,24 +192,35 @@ const BEFORE: u8 = 0;
 const MULTI: u8 = 1;
 const TORN_DOWN: u8 = 2;
 
-/// All five steps, out of a server and into gossip, through everything that can go wrong on the way to it. `meanwhile` is
-/// done to the server while something goes wrong.
-async fn five_steps(old: StoreKind, way: Arc<Way>, meanwhile: impl Fn(Trouble), gone: impl FnOnce()) {
+/// All five steps between a server and gossip, either way, through what can go wrong on the way to the server. `meanwhile`
+/// is done to the server while something goes wrong; `gone` when nobody needs the old store any more.
+async fn five_steps(
+    [old, new]: [KvStore; 2],
+    way: Arc<Way>,
+    troubles: &[Trouble],
+    meanwhile: impl Fn(Trouble),
+    gone: impl FnOnce(),
+) {
     let step = Arc::new(AtomicU8::new(BEFORE));
-    let store = if old == StoreKind::Consul { KvStore::Consul } else { KvStore::Etcd };
     let (now, to) = (step.clone(), way.clone());
     let customise = move |_: usize, config: &mut Config| {
         to.point(config);
         match now.load(Ordering::Relaxed) {
-            BEFORE => config.kv.store = store,
-            MULTI => two_stores(config, store, KvStore::Memberlist),
+            BEFORE => config.kv.store = old,
+            MULTI => two_stores(config, old, new),
             _ => {
-                config.kv.store = KvStore::Memberlist;
+                config.kv.store = new;
                 config.migration.teardown = true;
             }
         }
     };
-    let mut moving = Move::start(customise, RuntimeFile::new(WIRED), old, StoreKind::Memberlist).await;
+    let [from, into] = [old, new].map(|store| store.name().parse::<StoreKind>().unwrap());
+    // What can happen to gossip is not between it and its node.
+    let becoming = |store: StoreKind, trouble: Trouble| match store {
+        StoreKind::Memberlist => Becoming::Primary,
+        _ => trouble.becoming_primary(),
+    };
+    let mut moving = Move::start(customise, RuntimeFile::new(WIRED), from, into).await;
     let before = identities(&moving.fleet.nodes[0]);
 
     moving.witness.phase("wire");
@@ -213,25 +230,32 @@ async fn five_steps(old: StoreKind, way: Arc<Way>, meanwhile: impl Fn(Trouble), 
     way.heal();
     moving.fleet.complete().await;
 
-    for trouble in Trouble::ALL {
+    for trouble in troubles {
         let start = || {
-            way.set(trouble);
-            meanwhile(trouble);
+            way.set(*trouble);
+            meanwhile(*trouble);
         };
-        let becoming = [trouble.becoming_primary(), Becoming::Primary];
+        let becoming = [from, into].map(|store| becoming(store, *trouble));
         moving.there_and_back(&format!("{trouble:?}"), becoming, start, || way.heal()).await;
     }
 
     moving.runtime.write(MIRROR);
     moving.fleet.mirrored().await;
-    moving.runtime.write(&primary(StoreKind::Memberlist));
-    moving.flipped(StoreKind::Memberlist).await;
+    moving.runtime.write(&primary(into));
+    moving.flipped(into).await;
 
     moving.witness.phase("tear down");
-    moving.runtime.write("# multi_kv_config is gone\n");
+    // One restarts before its turn, with its old static configuration: the section tells it what to read.
+    let early = moving.restart(2).await;
+    moving.fleet.primary(into).await;
+    assert_eq!(early.migration().unwrap().primary, into);
     step.store(TORN_DOWN, Ordering::Relaxed);
-    way.set(Trouble::Lost);
+    // The server that is left behind may be out of reach; the other one may not.
+    way.set(if into == StoreKind::Memberlist { Trouble::Lost } else { Trouble::Delay });
     moving.roll().await;
+    way.heal();
+    // Now that nobody has two stores, the section may go.
+    moving.runtime.write("# multi_kv_config is gone\n");
     moving.witness.phase("clean");
     gone();
     moving.workload.goes_on().await;
@@ -242,14 +266,14 @@ async fn five_steps(old: StoreKind, way: Arc<Way>, meanwhile: impl Fn(Trouble), 
         "the same instances with the same tokens since the beginning"
     );
     let injected = way.injected();
-    moving.end(&format!("five steps out of {old}"), injected).await;
+    moving.end(&format!("five steps from {from} to {into}"), injected).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_ring_leaves_consul_in_five_steps_through_every_kind_of_trouble() {
     let Some(mut consul) = Consul::start() else { return };
     let way = Arc::new(Way::Http(FaultProxy::start(consul.addr()).await));
-    five_steps(StoreKind::Consul, way, |_| {}, move || consul.stop()).await;
+    five_steps([KvStore::Consul, KvStore::Memberlist], way, &Trouble::ALL, |_| {}, move || consul.stop()).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -267,7 +291,16 @@ async fn a_ring_leaves_etcd_in_five_steps_through_every_kind_of_trouble_and_its_
             etcd.compact();
         }
     };
-    five_steps(StoreKind::Etcd, way, meanwhile, || etcd.lock().unwrap().stop()).await;
+    let stores = [KvStore::Etcd, KvStore::Memberlist];
+    five_steps(stores, way, &Trouble::ALL, meanwhile, || etcd.lock().unwrap().stop()).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_ring_moves_from_gossip_into_consul_in_five_steps() {
+    let Some(consul) = Consul::start() else { return };
+    let way = Arc::new(Way::Http(FaultProxy::start(consul.addr()).await));
+    let troubles = [Trouble::Delay, Trouble::Torn, Trouble::Down];
+    five_steps([KvStore::Memberlist, KvStore::Consul], way, &troubles, |_| {}, || {}).await;
 }
 
 /// From Consul to etcd and back, while one or both of them are down at every boundary.

@@ -20,9 +20,10 @@
 //! | `fleet` | the process with N Annulus nodes and the observers |
 //! | `process` | starting the process of a side, and telling it what to do |
 //! | `scenes` | what happens in a run |
-//! | `consul` | looking at the ring in Consul from outside |
+//! | `consul` | looking at the ring in Consul from outside; `tests/hazards.rs` does, too |
 //! | `report` | the table |
 
+#[path = "../../tests/support/ring_in_consul.rs"]
 mod consul;
 mod fleet;
 mod process;

@@ -16,7 +16,7 @@ use crate::support::consul::Consul;
 /// The key of the ring in both stores and on both sides.
 pub(crate) const RING_KEY: &str = "collectors/ring";
 
-/// An entry is stale from this age on: five heartbeats.
+/// An entry is stale from this age on: five heartbeats of the benchmark.
 const STALE: Duration = Duration::from_secs(10);
 
 /// What was seen in Consul over time.
@@ -57,7 +57,8 @@ impl Ages {
     }
 }
 
-fn ring(consul: &Consul) -> Result<Desc> {
+/// The ring as Consul has it now.
+pub(crate) fn ring(consul: &Consul) -> Result<Desc> {
     let answer = consul.request("GET", &format!("/v1/kv/{RING_KEY}"), b"");
     let (_, body) = answer.split_once("\r\n\r\n").context("no HTTP")?;
     let entries: Value = serde_json::from_str(body).with_context(|| answer.clone())?;
