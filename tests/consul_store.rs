@@ -185,6 +185,38 @@ async fn a_join_adds_and_never_removes_or_ages() {
 }
 
 #[tokio::test]
+async fn a_join_costs_a_read_and_a_write_also_one_that_only_changes_what_is_there() {
+    let Some(consul) = Consul::start() else { return };
+    let proxy = FaultProxy::start(consul.addr()).await;
+    let store = open(config(proxy.host()));
+    let asked = || {
+        let requests = proxy.requests();
+        requests.iter().map(|request| request.split(' ').next().unwrap().to_owned()).collect::<Vec<_>>()
+    };
+    set(&store, "key", "a", "x").await.unwrap();
+    assert_eq!(asked(), ["GET", "PUT", "GET"], "Consul does not tell the version that it gave to a write");
+
+    let before = asked().len();
+    store.join("key", Value::new(Notes::dated("b", "y", 100))).await.unwrap();
+    let join = |stamp: i64| {
+        Box::new(move |found: Option<&Value>| {
+            let delta = Value::new(Notes::dated("c", "z", stamp));
+            found.map_or(CasAction::Keep, |_| CasAction::Join(delta))
+        })
+    };
+    let outcome = store.cas("key", join(100)).await.unwrap();
+    let CasOutcome::Written { delta, .. } = &outcome else { panic!("{outcome:?}") };
+    assert_eq!(Notes::of(Some(delta)), Notes::dated("c", "z", 100));
+    assert_eq!(asked()[before..], ["GET", "PUT", "GET", "PUT"]);
+
+    assert!(matches!(store.cas("key", join(50)).await, Ok(CasOutcome::Unchanged)), "nothing is aged");
+    assert!(matches!(store.cas("absent", join(100)).await, Ok(CasOutcome::Unchanged)));
+    assert_eq!(asked()[before + 4..], ["GET", "GET"]);
+    let notes = read(&store, "key").await;
+    assert_eq!((notes.get("a"), notes.get("b"), notes.get("c")), (Some("x"), Some("y"), Some("z")));
+}
+
+#[tokio::test]
 async fn tombstones_are_left_out_or_kept_for_their_time() {
     let Some(consul) = Consul::start() else { return };
     let plain = open(config(consul.host()));

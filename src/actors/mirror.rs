@@ -340,6 +340,10 @@ fn record_intents(id: OpId, f: SharedCas, address: Addr<Mirror>) -> CasFn {
 fn wanted(action: &CasAction, current: Option<&Value>) -> Option<Value> {
     match action {
         CasAction::Write(value) => value.delta(current, Now::read()).ok().flatten(),
+        CasAction::Join(delta) => match current {
+            Some(current) => current.join(delta, Now::read()).ok()?.change,
+            None => Some(delta.clone()),
+        },
         CasAction::Keep | CasAction::Abort(_) => None,
     }
 }

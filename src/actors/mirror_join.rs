@@ -8,7 +8,6 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use crate::clock::Now;
 use crate::kv::{CasAction, CasOutcome, Store, StoreError, Value};
 
 /// Joins `delta` into a key of `store`. Creates the key only if `source` has it, or cannot be asked within this time.
@@ -52,17 +51,11 @@ pub(super) async fn join(
 async fn join_where_there(store: &dyn Store, key: &str, delta: &Value) -> Result<bool, StoreError> {
     let absent = Arc::new(AtomicBool::new(false));
     let (seen, delta) = (absent.clone(), delta.clone());
-    let write = move |found: Option<&Value>| {
+    let join = move |found: Option<&Value>| {
         seen.store(found.is_none(), Ordering::Relaxed);
-        let Some(found) = found else { return CasAction::Keep };
-        match found.join(&delta, Now::read()) {
-            Ok(joined) if joined.change.is_none() => CasAction::Keep,
-            Ok(joined) => CasAction::Write(joined.value),
-            // The store says it better.
-            Err(_) => CasAction::Write(delta.clone()),
-        }
+        found.map_or(CasAction::Keep, |_| CasAction::Join(delta.clone()))
     };
-    store.cas(key, Box::new(write)).await?;
+    store.cas(key, Box::new(join)).await?;
     Ok(!absent.load(Ordering::Relaxed))
 }
 

@@ -191,6 +191,19 @@ fn a_write_whose_caller_waits_runs_again_after_a_flip() {
 }
 
 #[test]
+fn a_mirrored_write_is_a_join_of_what_is_there() {
+    run(|| async {
+        let mut bench = Bench::start(true);
+        bench.flip(StoreKind::Memberlist).await;
+        bench.multi.cas("flags/x", sets("state", 1)).await.unwrap();
+        let Asked { mut f, .. } = bench.asked.recv().await.unwrap();
+        assert!(matches!(f(None), CasAction::Keep), "it is not created again without asking whether it was deleted");
+        let joined = f(Some(&Value::new(Flags::default())));
+        assert!(matches!(joined, CasAction::Join(_)), "{joined:?}");
+    });
+}
+
+#[test]
 fn a_callback_that_still_runs_when_its_actor_has_died_says_nothing_of_later_operations() {
     run(|| async {
         let mut bench = Bench::start(true);

@@ -152,6 +152,7 @@ impl GossipStore {
             CasAction::Keep => Ok(CasOutcome::Unchanged),
             CasAction::Abort(reason) => Err(StoreError::Aborted(reason)),
             CasAction::Write(new) => self.write(now, key, codec, stored, &new, merge::replaced),
+            CasAction::Join(delta) => self.write(now, key, codec, stored, &delta, merge::joined),
         }
     }
 

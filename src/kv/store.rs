@@ -30,6 +30,9 @@ pub struct Entry {
 pub enum CasAction {
     /// Store this value. Entries that it lacks, compared with the value the callback was given, are removed.
     Write(Value),
+    /// Join this into the value that the callback was given: never removes, never makes anything older. The version that
+    /// is told of such a write may be a lower bound, as that of [`Store::join`].
+    Join(Value),
     /// Leave the stored value as it is; the operation succeeds.
     Keep,
     /// Give up; the operation fails with [`StoreError::Aborted`].
@@ -46,7 +49,7 @@ pub enum CasOutcome {
     Written {
         /// What the operation changed against the value that its callback was given.
         delta: Value,
-        /// Version of the entry after the write.
+        /// Version of the entry after the write. Where asking for it costs a request, a join tells a lower bound.
         version: u64,
     },
     /// The callback kept the value, or wrote what was there already. This is success, not an error.

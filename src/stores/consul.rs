@@ -152,8 +152,8 @@ impl ConsulConfig {
 ///
 /// Consul does not say which `ModifyIndex` a write got, so it is read afterwards: the version in
 /// [`CasOutcome::Written`] may be that of a write that followed at once. After a join it is not read, and the version only
-/// a lower bound. After Consul was restored from an older state,
-/// a watch goes on counting from the last version that it delivered.
+/// a lower bound. After Consul was restored from an older state, a watch goes on counting from the last version that it
+/// delivered.
 #[derive(Debug)]
 pub struct ConsulStore {
     shared: Arc<Shared>,
@@ -209,16 +209,16 @@ impl ConsulStore {
             let found = reply.pairs.into_iter().next();
             // A key that vanished between two attempts must be created, not compared with the index it once had.
             let index = found.as_ref().map_or(0, |pair| pair.version);
-            let Some(Prepared { bytes, delta }) = edit.prepare(key, &*codec, found.as_ref(), &config.tombstones())?
+            let Some(Prepared { bytes, delta, joins }) =
+                edit.prepare(key, &*codec, found.as_ref(), &config.tombstones())?
             else {
                 return Ok(CasOutcome::Unchanged);
             };
             if client.write(key, bytes, index).await? {
                 // Consul does not tell the new index. Asking for it may fail, but the write has happened.
                 let at_least = reply.index.unwrap_or(0).max(index).saturating_add(1);
-                // Who joins does not compare versions afterwards, and asking for one is a third request: of all that
-                // mirror, with every heartbeat.
-                if matches!(edit, Edit::Join(_)) {
+                // Asking for one is a third request, and all that mirror would make it with every heartbeat.
+                if joins {
                     return Ok(CasOutcome::Written { delta, version: at_least });
                 }
                 let version = client.modify_index(key).await.ok().flatten().unwrap_or(at_least).max(at_least);

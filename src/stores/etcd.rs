@@ -174,7 +174,8 @@ impl EtcdStore {
             let found = client.read(&Target::Key(key.into())).await?.pairs.into_iter().next();
             // A key that vanished between two attempts must be created, not compared with the revision it once had.
             let revision = found.as_ref().map_or(0, |pair| pair.version);
-            let Some(Prepared { bytes, delta }) = edit.prepare(key, &*codec, found.as_ref(), &config.tombstones())?
+            let Some(Prepared { bytes, delta, .. }) =
+                edit.prepare(key, &*codec, found.as_ref(), &config.tombstones())?
             else {
                 return Ok(CasOutcome::Unchanged);
             };

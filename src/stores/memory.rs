@@ -205,18 +205,13 @@ impl Client {
                 let delta = new.delta(current, now).map_err(|source| mismatch(key, source))?;
                 delta.map_or(Ok(None), |delta| joined(&*codec, key, current, delta, now))
             }
+            CasAction::Join(delta) => joined_or_first(&*codec, key, current, &delta, now),
         })
     }
 
     fn join_now(&self, key: &str, delta: &Value) -> Result<CasOutcome, StoreError> {
         let codec = self.codec(key)?;
-        self.update(key, &mut |current, now| match current {
-            Some(_) => joined(&*codec, key, current, delta.clone(), now),
-            None => {
-                let first = delta.delta(None, now).map_err(|source| mismatch(key, source))?;
-                Ok(first.map(|first| (first.clone(), first)))
-            }
-        })
+        self.update(key, &mut |current, now| joined_or_first(&*codec, key, current, delta, now))
     }
 
     fn delete_now(&self, key: &str) -> Result<(), StoreError> {
@@ -241,6 +236,21 @@ fn joined(
     let Some(current) = current else { return Ok(Some((delta.clone(), delta))) };
     let joined = codec.join(current, &delta, now).map_err(|source| mismatch(key, source))?;
     Ok(joined.change.map(|change| (joined.value, change)))
+}
+
+/// The same for a join from outside, which may be of nothing.
+fn joined_or_first(
+    codec: &dyn Codec,
+    key: &str,
+    current: Option<&Value>,
+    delta: &Value,
+    now: Now,
+) -> Result<Option<(Value, Value)>, StoreError> {
+    if current.is_some() {
+        return joined(codec, key, current, delta.clone(), now);
+    }
+    let first = delta.delta(None, now).map_err(|source| mismatch(key, source))?;
+    Ok(first.map(|first| (first.clone(), first)))
 }
 
 fn mismatch(key: &str, source: TypeMismatch) -> StoreError {

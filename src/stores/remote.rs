@@ -92,12 +92,15 @@ pub(super) enum Edit {
 pub(super) struct Prepared {
     pub(super) bytes: Vec<u8>,
     pub(super) delta: Value,
+    /// Whether it is a join. Whoever joins does not compare versions afterwards.
+    pub(super) joins: bool,
 }
 
 /// A value to be written, and what it changes.
 struct Write {
     value: Value,
     delta: Value,
+    joins: bool,
 }
 
 impl Edit {
@@ -111,7 +114,7 @@ impl Edit {
     ) -> Result<Option<Prepared>, StoreError> {
         let base = found.map(|pair| decode(codec, key, &pair.value)).transpose()?;
         let now = Now::read();
-        let Some(Write { value, delta }) = self.decide(key, base.as_ref(), codec, now)? else { return Ok(None) };
+        let Some(Write { value, delta, joins }) = self.decide(key, base.as_ref(), codec, now)? else { return Ok(None) };
         let value = tombstones.stored_form(&value, now);
         if base.is_none() && value.is_empty() {
             return Ok(None);
@@ -121,7 +124,7 @@ impl Edit {
             // The change was a tombstone of what is not there, and tombstones are not kept.
             return Ok(None);
         }
-        Ok(Some(Prepared { bytes, delta }))
+        Ok(Some(Prepared { bytes, delta, joins }))
     }
 
     /// What to write over `base`, or `None` when nothing is to be changed.
@@ -133,25 +136,23 @@ impl Edit {
         now: Now,
     ) -> Result<Option<Write>, StoreError> {
         let of_key = |source| StoreError::Type { key: key.to_owned(), source };
-        let delta = match self {
-            Self::Join(delta) => delta.clone(),
+        let (delta, joins) = match self {
+            Self::Join(delta) => (delta.clone(), true),
             Self::Cas(f) => match f(base) {
                 CasAction::Keep => return Ok(None),
+                CasAction::Join(delta) => (delta, true),
                 CasAction::Abort(reason) => return Err(StoreError::Aborted(reason)),
                 CasAction::Write(value) => match value.delta(base, now).map_err(of_key)? {
-                    Some(delta) => delta,
+                    Some(delta) => (delta, false),
                     None => return Ok(None),
                 },
             },
         };
         let Some(base) = base else {
-            return Ok((!delta.is_empty()).then(|| Write { value: delta.clone(), delta }));
+            return Ok((!delta.is_empty()).then(|| Write { value: delta.clone(), delta, joins }));
         };
         let joined = codec.join(base, &delta, now).map_err(of_key)?;
-        Ok(joined.change.map(|change| Write {
-            value: joined.value,
-            delta: if matches!(self, Self::Cas(_)) { delta } else { change },
-        }))
+        Ok(joined.change.map(|change| Write { value: joined.value, delta: if joins { change } else { delta }, joins }))
     }
 }
 

@@ -440,6 +440,27 @@ async fn a_join_neither_removes_nor_ages(a: &SharedStore, b: &SharedStore) {
     }
     let outcome = b.join(key, Value::new(delta)).await.expect("join");
     assert!(matches!(outcome, CasOutcome::Unchanged), "{outcome:?}");
+
+    // And the same decided by a callback: only where the key is there.
+    let join = |delta: &Map| {
+        let delta = delta.clone();
+        Box::new(move |found: Option<&Value>| {
+            found.map_or(CasAction::Keep, |_| CasAction::Join(Value::new(delta.clone())))
+        })
+    };
+    let outcome = a.cas("suite/join-absent", join(&older)).await.expect("join");
+    assert!(matches!(outcome, CasOutcome::Unchanged), "it is not there: {outcome:?}");
+    assert!(read(a, "suite/join-absent").await.is_none());
+    let before = read(b, key).await;
+    let outcome = b.cas(key, join(&older)).await.expect("join");
+    assert!(matches!(outcome, CasOutcome::Unchanged), "joining what is older: {outcome:?}");
+    let mut more = Map::default();
+    more.insert(Now::read(), "later", 7);
+    let outcome = b.cas(key, join(&more)).await.expect("join");
+    assert!(matches!(outcome, CasOutcome::Written { .. }), "joining what is new: {outcome:?}");
+    let mut wanted = before.expect("it is there");
+    wanted.insert("later".to_owned(), 7);
+    assert_eq!(read(b, key).await, Some(wanted));
 }
 
 async fn the_typed_client_hides_tombstones_and_the_prefix(a: &SharedStore, b: &SharedStore) {
