@@ -12,6 +12,7 @@ use std::time::Duration;
 
 use actix::{Actor, ActorFutureExt, Addr, AsyncContext, Context, Handler, ResponseFuture, Supervised, WrapFuture};
 use bytes::Bytes;
+use rand::rngs::StdRng;
 use tokio::task::JoinError;
 use tokio_util::task::AbortOnDropHandle;
 
@@ -22,7 +23,7 @@ use super::streams::{self, StreamCounts};
 use crate::transport::io::ReadLimits;
 use crate::transport::{ByteBudget, PacketQueue, Transport};
 use crate::wire::stream::MAX_STREAM;
-use crate::wire::{StreamMessage, StreamSide, WireError};
+use crate::wire::{StreamMessage, StreamSide, WireError, encode_reply};
 
 /// Packets taken from the socket at a time.
 const BATCH: usize = 64;
@@ -106,6 +107,7 @@ impl Handler<Exchange> for TransportActor {
                 streams::read(&mut stream, &options, StreamSide::Dialed, &limits, &mut permit)
                     .await
                     .map(|(_, message)| Some(message))
+                    .map_err(|unread| unread.error)
             };
             match tokio::time::timeout_at(deadline, io).await {
                 Ok(result) => result.map_err(|error: streams::StreamError| format!("{}: {error}", exchange.to)),
@@ -146,8 +148,9 @@ async fn accept(parts: Arc<TransportParts>) {
     }
 }
 
-/// Reads the request, lets the membership actor answer it, writes the answer. A refused stream is closed in silence:
-/// who has the wrong label learns nothing from us.
+/// Reads the request, lets the membership actor answer it, writes the answer. A peer of our own cluster whose request cannot
+/// be read is told why, as by memberlist: its operator sees there that a key is missing. Under another label a stream is
+/// closed in silence: who has the wrong label learns nothing from us.
 async fn serve(
     parts: &TransportParts,
     mut stream: Box<dyn crate::transport::Stream>,
@@ -156,13 +159,22 @@ async fn serve(
     let limits = ReadLimits::new(tokio::time::Instant::now() + parts.stream_timeout, MAX_STREAM);
     let mut permit = parts.budget.permit();
     let options = parts.wrapping.options();
-    let (label, message) = streams::read(&mut stream, &options, StreamSide::Accepted, &limits, &mut permit)
-        .await
-        .inspect_err(|error| {
-            if let Some(WireError::WrongLabel { got }) = error.wire() {
+    let read = streams::read(&mut stream, &options, StreamSide::Accepted, &limits, &mut permit).await;
+    let (label, message) = match read {
+        Ok(request) => request,
+        Err(unread) => {
+            if let Some(WireError::WrongLabel { got }) = unread.error.wire() {
                 parts.wrapping.foreign_stream(got);
             }
-        })?;
+            if let Some((label, complaint)) = unread.complaint() {
+                let mut nonces: StdRng = rand::make_rng();
+                let complaint = encode_reply(&StreamMessage::Error(complaint), &options, label, &mut nonces);
+                // It may have hung up already.
+                let _ = streams::write(&mut stream, &complaint).await;
+            }
+            return Err(unread.error);
+        }
+    };
     let Some(membership) = parts.membership.get() else { return Ok(()) };
     let answer = membership.send(StreamRequest { from, label, message }).await;
     if let Ok(Some(bytes)) = answer {
@@ -170,3 +182,7 @@ async fn serve(
     }
     Ok(())
 }
+
+#[cfg(test)]
+#[path = "transport_tests.rs"]
+mod tests;
