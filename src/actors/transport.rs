@@ -5,12 +5,15 @@
 //! membership actor hands it over itself, which halves the wake-ups of an idle node. Each accepted stream is served by its
 //! own task under a deadline.
 
+use std::io;
 use std::net::SocketAddr;
 use std::panic::resume_unwind;
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
-use actix::{Actor, ActorFutureExt, Addr, AsyncContext, Context, Handler, ResponseFuture, Supervised, WrapFuture};
+use actix::{
+    Actor, ActorContext, ActorFutureExt, Addr, AsyncContext, Context, Handler, ResponseFuture, Supervised, WrapFuture,
+};
 use bytes::Bytes;
 use rand::rngs::StdRng;
 use tokio::task::JoinError;
@@ -51,13 +54,17 @@ impl TransportActor {
     }
 
     /// Runs a loop as a task of its own: an actor polls all its futures whenever one of them wakes it, and here that is
-    /// with every packet. The task ends with the actor's life, and its panic is the actor's.
-    fn attend(&self, work: impl Future<Output = ()> + 'static, ctx: &mut Context<Self>) {
+    /// with every packet. The task ends with the actor's life, and its panic is the actor's. So is its error, unless the
+    /// transport was closed because the node is ending: without the loop the node would be deaf, and show itself running.
+    fn attend(&self, work: impl Future<Output = io::Error> + 'static, ctx: &mut Context<Self>) {
         let task = AbortOnDropHandle::new(tokio::task::spawn_local(work));
-        ctx.spawn(task.into_actor(self).map(|ended, _, _| {
-            if let Err(Ok(panic)) = ended.map_err(JoinError::try_into_panic) {
-                resume_unwind(panic);
+        ctx.spawn(task.into_actor(self).map(|ended, _, ctx| match ended.map_err(JoinError::try_into_panic) {
+            Err(Ok(panic)) => resume_unwind(panic),
+            Ok(error) if error.kind() != io::ErrorKind::NotConnected => {
+                tracing::error!(%error, "the transport failed: its actor begins anew");
+                ctx.stop();
             }
+            Ok(_) | Err(Err(_)) => {}
         }));
     }
 }
@@ -117,18 +124,26 @@ impl Handler<Exchange> for TransportActor {
     }
 }
 
-async fn receive(parts: Arc<TransportParts>) {
+/// Why it ended: `NotConnected` when the transport was closed.
+async fn receive(parts: Arc<TransportParts>) -> io::Error {
     let mut batch = Vec::new();
-    // Ends when the transport is closed: the node is ending.
-    while parts.transport.recv_packets(&mut batch, BATCH).await.is_ok() {
+    loop {
+        if let Err(error) = parts.transport.recv_packets(&mut batch, BATCH).await {
+            return error;
+        }
         for packet in batch.drain(..) {
             parts.queue.push(packet);
         }
     }
 }
 
-async fn accept(parts: Arc<TransportParts>) {
-    while let Ok((stream, from)) = parts.transport.accept().await {
+/// As [`receive`].
+async fn accept(parts: Arc<TransportParts>) -> io::Error {
+    loop {
+        let (stream, from) = match parts.transport.accept().await {
+            Ok(accepted) => accepted,
+            Err(error) => return error,
+        };
         let parts = parts.clone();
         tokio::task::spawn_local(async move {
             let _active = parts.streams.begin();
