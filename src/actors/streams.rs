@@ -48,6 +48,22 @@ impl StreamError {
     }
 }
 
+/// A stream without a message.
+#[derive(Debug)]
+pub(crate) struct Unread {
+    /// Why.
+    pub(crate) error: StreamError,
+    /// The label that it came under, if that is one that this node accepts.
+    pub(crate) label: Option<Label>,
+}
+
+impl Unread {
+    /// What to say about it to a peer of our own cluster, and under which label: what was wrong with its bytes.
+    pub(crate) fn complaint(&self) -> Option<(&Label, String)> {
+        Some((self.label.as_ref()?, self.error.wire()?.to_string()))
+    }
+}
+
 /// What became of the streams that others opened.
 #[derive(Debug, Default)]
 pub(crate) struct StreamCounts {
@@ -93,7 +109,7 @@ pub(crate) async fn read(
     side: StreamSide,
     limits: &ReadLimits,
     permit: &mut BytePermit,
-) -> Result<(Label, StreamMessage), StreamError> {
+) -> Result<(Label, StreamMessage), Unread> {
     let mut decoder = StreamDecoder::new(options, side);
     let mut message = None;
     let fed = feed_until(stream, limits, permit, |piece| {
@@ -101,18 +117,21 @@ pub(crate) async fn read(
         message = decoder.poll()?;
         Ok(message.is_some())
     });
-    match fed.await {
+    let fed = fed.await;
+    let label = decoder.is_admitted().then(|| decoder.label().clone());
+    let error = match (fed, message) {
         // Compressed data became a message at one blow, so it can be paid for afterwards: only one stream at a time is
         // in debt.
-        Ok(_) if !permit.try_grow(decoder.decompressed()) => Err(ReadError::Overloaded.into()),
-        Ok(_) => Ok((decoder.label().clone(), message.ok_or(StreamError::NoMessage)?)),
-        Err(ReadError::Closed { received }) if received > 0 => {
-            // The decoder knows what was missing when the other side closed.
-            decoder.finish()?;
-            Err(StreamError::NoMessage)
+        (Ok(_), _) if !permit.try_grow(decoder.decompressed()) => ReadError::Overloaded.into(),
+        (Ok(_), Some(message)) => return Ok((decoder.label().clone(), message)),
+        // The decoder knows what was missing when the other side closed.
+        (Err(ReadError::Closed { received }), _) if received > 0 => {
+            decoder.finish().map_or_else(StreamError::from, |()| StreamError::NoMessage)
         }
-        Err(error) => Err(error.into()),
-    }
+        (Ok(_), None) => StreamError::NoMessage,
+        (Err(error), _) => error.into(),
+    };
+    Err(Unread { error, label })
 }
 
 /// Writes everything. The write side stays open: peers answer on the same stream.

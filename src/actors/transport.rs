@@ -5,13 +5,17 @@
 //! membership actor hands it over itself, which halves the wake-ups of an idle node. Each accepted stream is served by its
 //! own task under a deadline.
 
+use std::io;
 use std::net::SocketAddr;
 use std::panic::resume_unwind;
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
-use actix::{Actor, ActorFutureExt, Addr, AsyncContext, Context, Handler, ResponseFuture, Supervised, WrapFuture};
+use actix::{
+    Actor, ActorContext, ActorFutureExt, Addr, AsyncContext, Context, Handler, ResponseFuture, Supervised, WrapFuture,
+};
 use bytes::Bytes;
+use rand::rngs::StdRng;
 use tokio::task::JoinError;
 use tokio_util::task::AbortOnDropHandle;
 
@@ -22,7 +26,7 @@ use super::streams::{self, StreamCounts};
 use crate::transport::io::ReadLimits;
 use crate::transport::{ByteBudget, PacketQueue, Transport};
 use crate::wire::stream::MAX_STREAM;
-use crate::wire::{StreamMessage, StreamSide, WireError};
+use crate::wire::{StreamMessage, StreamSide, WireError, encode_reply};
 
 /// Packets taken from the socket at a time.
 const BATCH: usize = 64;
@@ -50,13 +54,17 @@ impl TransportActor {
     }
 
     /// Runs a loop as a task of its own: an actor polls all its futures whenever one of them wakes it, and here that is
-    /// with every packet. The task ends with the actor's life, and its panic is the actor's.
-    fn attend(&self, work: impl Future<Output = ()> + 'static, ctx: &mut Context<Self>) {
+    /// with every packet. The task ends with the actor's life, and its panic is the actor's. So is its error, unless the
+    /// transport was closed because the node is ending: without the loop the node would be deaf, and show itself running.
+    fn attend(&self, work: impl Future<Output = io::Error> + 'static, ctx: &mut Context<Self>) {
         let task = AbortOnDropHandle::new(tokio::task::spawn_local(work));
-        ctx.spawn(task.into_actor(self).map(|ended, _, _| {
-            if let Err(Ok(panic)) = ended.map_err(JoinError::try_into_panic) {
-                resume_unwind(panic);
+        ctx.spawn(task.into_actor(self).map(|ended, _, ctx| match ended.map_err(JoinError::try_into_panic) {
+            Err(Ok(panic)) => resume_unwind(panic),
+            Ok(error) if error.kind() != io::ErrorKind::NotConnected => {
+                tracing::error!(%error, "the transport failed: its actor begins anew");
+                ctx.stop();
             }
+            Ok(_) | Err(Err(_)) => {}
         }));
     }
 }
@@ -106,6 +114,7 @@ impl Handler<Exchange> for TransportActor {
                 streams::read(&mut stream, &options, StreamSide::Dialed, &limits, &mut permit)
                     .await
                     .map(|(_, message)| Some(message))
+                    .map_err(|unread| unread.error)
             };
             match tokio::time::timeout_at(deadline, io).await {
                 Ok(result) => result.map_err(|error: streams::StreamError| format!("{}: {error}", exchange.to)),
@@ -115,18 +124,26 @@ impl Handler<Exchange> for TransportActor {
     }
 }
 
-async fn receive(parts: Arc<TransportParts>) {
+/// Why it ended: `NotConnected` when the transport was closed.
+async fn receive(parts: Arc<TransportParts>) -> io::Error {
     let mut batch = Vec::new();
-    // Ends when the transport is closed: the node is ending.
-    while parts.transport.recv_packets(&mut batch, BATCH).await.is_ok() {
+    loop {
+        if let Err(error) = parts.transport.recv_packets(&mut batch, BATCH).await {
+            return error;
+        }
         for packet in batch.drain(..) {
             parts.queue.push(packet);
         }
     }
 }
 
-async fn accept(parts: Arc<TransportParts>) {
-    while let Ok((stream, from)) = parts.transport.accept().await {
+/// As [`receive`].
+async fn accept(parts: Arc<TransportParts>) -> io::Error {
+    loop {
+        let (stream, from) = match parts.transport.accept().await {
+            Ok(accepted) => accepted,
+            Err(error) => return error,
+        };
         let parts = parts.clone();
         tokio::task::spawn_local(async move {
             let _active = parts.streams.begin();
@@ -146,8 +163,9 @@ async fn accept(parts: Arc<TransportParts>) {
     }
 }
 
-/// Reads the request, lets the membership actor answer it, writes the answer. A refused stream is closed in silence:
-/// who has the wrong label learns nothing from us.
+/// Reads the request, lets the membership actor answer it, writes the answer. A peer of our own cluster whose request cannot
+/// be read is told why, as by memberlist: its operator sees there that a key is missing. Under another label a stream is
+/// closed in silence: who has the wrong label learns nothing from us.
 async fn serve(
     parts: &TransportParts,
     mut stream: Box<dyn crate::transport::Stream>,
@@ -156,13 +174,22 @@ async fn serve(
     let limits = ReadLimits::new(tokio::time::Instant::now() + parts.stream_timeout, MAX_STREAM);
     let mut permit = parts.budget.permit();
     let options = parts.wrapping.options();
-    let (label, message) = streams::read(&mut stream, &options, StreamSide::Accepted, &limits, &mut permit)
-        .await
-        .inspect_err(|error| {
-            if let Some(WireError::WrongLabel { got }) = error.wire() {
+    let read = streams::read(&mut stream, &options, StreamSide::Accepted, &limits, &mut permit).await;
+    let (label, message) = match read {
+        Ok(request) => request,
+        Err(unread) => {
+            if let Some(WireError::WrongLabel { got }) = unread.error.wire() {
                 parts.wrapping.foreign_stream(got);
             }
-        })?;
+            if let Some((label, complaint)) = unread.complaint() {
+                let mut nonces: StdRng = rand::make_rng();
+                let complaint = encode_reply(&StreamMessage::Error(complaint), &options, label, &mut nonces);
+                // It may have hung up already.
+                let _ = streams::write(&mut stream, &complaint).await;
+            }
+            return Err(unread.error);
+        }
+    };
     let Some(membership) = parts.membership.get() else { return Ok(()) };
     let answer = membership.send(StreamRequest { from, label, message }).await;
     if let Ok(Some(bytes)) = answer {
@@ -170,3 +197,7 @@ async fn serve(
     }
     Ok(())
 }
+
+#[cfg(test)]
+#[path = "transport_tests.rs"]
+mod tests;

@@ -90,7 +90,8 @@ pub trait Transport: Send + Sync + 'static {
     /// Meant for one receiving task. Errors of single sockets are counted and retried inside, with back-off.
     ///
     /// # Errors
-    /// `NotConnected` after [`close`](Self::close).
+    /// `NotConnected` after [`close`](Self::close), and then only. Any other error is one of the transport itself: a node
+    /// asks again, and gives up when that goes on.
     fn recv_packets<'a>(&'a self, into: &'a mut Vec<InboundPacket>, max: usize) -> BoxFuture<'a, std::io::Result<()>>;
 
     /// Opens a stream to an address.
@@ -106,7 +107,7 @@ pub trait Transport: Send + Sync + 'static {
     /// as refused. Errors of the listening sockets are counted and retried inside, after 5 ms doubling to 1 s.
     ///
     /// # Errors
-    /// `NotConnected` after [`close`](Self::close).
+    /// As [`recv_packets`](Self::recv_packets).
     fn accept(&self) -> BoxFuture<'_, std::io::Result<(Box<dyn Stream>, SocketAddr)>>;
 
     /// Waits until every packet that was taken has left, or has failed to. At once where packets leave immediately.

@@ -203,6 +203,12 @@ impl StreamDecoder {
         &self.label
     }
 
+    /// Whether this is a stream of our own cluster: its label came, and is accepted. Always so where we dialed.
+    #[must_use]
+    pub fn is_admitted(&self) -> bool {
+        self.phase != Phase::Label
+    }
+
     /// How many bytes compressed data has become: what the message takes beyond the bytes that were fed.
     #[must_use]
     pub fn decompressed(&self) -> usize {

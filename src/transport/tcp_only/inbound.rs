@@ -23,7 +23,7 @@ use crate::transport::tcp::is_of_the_peer;
 /// How long a connection may say nothing.
 const FIRST_BYTE: Duration = Duration::from_secs(2);
 
-/// Sets a signal when the task that accepts is over, however it ends.
+/// Sets a signal when nothing is accepted any more, however that came.
 struct Ended(Arc<Shared>);
 
 impl Drop for Ended {
@@ -32,11 +32,27 @@ impl Drop for Ended {
     }
 }
 
+/// Accepts until the transport is closed. A panic ends the connection that it was about, not this.
+pub(super) async fn attend(shared: Arc<Shared>) {
+    let ended = Ended(shared);
+    revive(|| accept(ended.0.clone())).await;
+}
+
+/// Does it again for as long as it panics.
+async fn revive<F: Future<Output = ()> + Send + 'static>(mut work: impl FnMut() -> F) {
+    let mut backoff = Backoff::new();
+    while let Err(error) = tokio::spawn(work()).await
+        && error.is_panic()
+    {
+        tracing::error!(%error, "accepting connections begins anew");
+        backoff.wait().await;
+    }
+}
+
 /// Accepts until the transport is closed. The listeners are borrowed for a moment at a time only, so that closing the
 /// transport closes them at once.
-pub(super) async fn accept(shared: Arc<Shared>) {
-    let ended = Ended(shared);
-    let shared = &ended.0;
+async fn accept(shared: Arc<Shared>) {
+    let shared = &shared;
     let accepting = async {
         let mut backoff = Backoff::new();
         loop {
@@ -136,4 +152,22 @@ async fn read_packet(
     }
     // A slice would keep the whole buffer, of up to twice the size, for as long as the queue keeps the packet.
     Ok(InboundPacket { from, bytes: Bytes::copy_from_slice(&packet) })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicU32, Ordering};
+
+    use super::*;
+
+    #[tokio::test]
+    async fn what_accepts_goes_on_after_a_panic() {
+        let runs = Arc::new(AtomicU32::new(0));
+        let work = || {
+            let run = runs.fetch_add(1, Ordering::Relaxed);
+            async move { assert!(run == 2, "a bug") }
+        };
+        revive(work).await;
+        assert_eq!(runs.load(Ordering::Relaxed), 3);
+    }
 }

@@ -169,7 +169,7 @@ impl TcpTransport {
             counters: Counters::default(),
             tcp: Arc::default(),
         });
-        runtime.spawn(inbound::accept(shared.clone()));
+        runtime.spawn(inbound::attend(shared.clone()));
         Ok(Self { addrs, to_accept: tokio::sync::Mutex::new(to_accept), shared, runtime })
     }
 
