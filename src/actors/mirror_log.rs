@@ -26,6 +26,9 @@ pub(super) fn log(event: &MigrationEvent) -> &'static str {
         MigrationEvent::BackfillIncomplete { store, keys, done, .. } => {
             step!(warn, "backfill_incomplete", event, store = %store, keys = keys, done = done)
         }
+        MigrationEvent::KeyNotCopied { key, reason } => {
+            step!(warn, "key_not_copied", event, key = ?key, reason = reason)
+        }
         MigrationEvent::ValueLarge { store, key, size, limit } => {
             step!(warn, "value_large", event, store = %store, key = ?key, size = size, limit = limit)
         }
@@ -77,6 +80,9 @@ pub(super) fn describe(event: &MigrationEvent) -> String {
         }
         MigrationEvent::BackfillIncomplete { store, keys, done, too_large } => {
             format!("{store} has {done} of {keys} keys and does not take the others: {too_large}")
+        }
+        MigrationEvent::KeyNotCopied { key, reason } => {
+            format!("{key:?} cannot be copied at the moment, and the backfill waits for it: {reason}")
         }
         MigrationEvent::ValueLarge { store, key, size, limit } => {
             format!("the value of {key:?} is near the limit of {store}: {size} bytes of at most {limit}")

@@ -3,7 +3,8 @@
 //! For each key: read it from the primary, read it from the other store; when the other store lacks something, send what
 //! it lacks through the outbox and read again. A key is verified when the other store ⊒ the value that was read from the
 //! primary, in all that a reader could see (`lacks`). When it still lacks something that it was sent and took, both are
-//! read anew, later and later: the store does not keep it, or somebody took it out again.
+//! read anew, later and later: the store does not keep it, or somebody took it out again. So is a key that cannot be
+//! read. Others do not wait for it; the run does, and says what it waits for.
 //!
 //! Writes that come later are mirrored on their own. What is missing is computed by *joining* into a copy of the other
 //! store's value, never as a difference of the two, which would turn what only the other store has into tombstones.
@@ -17,7 +18,7 @@ use super::config::Side;
 use super::core::{Job, MultiCore};
 use super::lacks::{Lack, lacks};
 use super::message::{MigrationEvent, Task, TaskResult};
-use super::outbox::{Backoff as _, Reason};
+use super::outbox::{Backoff as _, Reason, is_outage};
 use super::sizes::{self, LargeValue};
 use super::status::BackfillStatus;
 use crate::clock::Now;
@@ -56,8 +57,12 @@ struct Step {
     counted: bool,
     /// Whether the other store took what it lacked after it was read last.
     sent: bool,
-    /// How often in a row the other store did not have what it had been sent.
-    tries: u32,
+    /// How often the key could not be read, or the other store did not have what it had been sent.
+    failures: u32,
+    /// Attempts in a row that found a store out of reach.
+    probes: u32,
+    /// What keeps it from being copied, while the stores answer.
+    trouble: Option<String>,
     /// Whether something was heard of the key since it began to be read.
     heard: bool,
     /// Whether it was seen that only the new primary has the key, long enough ago.
@@ -68,7 +73,17 @@ struct Step {
 
 impl Step {
     const fn new() -> Self {
-        Self { at: At::Read, counted: false, sent: false, tries: 0, heard: false, settled: false, waits: None }
+        Self {
+            at: At::Read,
+            counted: false,
+            sent: false,
+            failures: 0,
+            probes: 0,
+            trouble: None,
+            heard: false,
+            settled: false,
+            waits: None,
+        }
     }
 
     /// To be read again from the primary, at that time.
@@ -166,7 +181,12 @@ impl Backfill {
         }
         let ready =
             |step: &Step| matches!(step.at, At::Read | At::Check(_)) && step.waits.is_none_or(|until| until <= now);
-        let (key, step) = self.keys.iter_mut().find(|(_, step)| ready(step))?;
+        let mut waiting = self.keys.iter_mut().filter(|(_, step)| ready(step));
+        // Not the same one again and again, when it is perhaps the key that a store does not answer for.
+        let (key, step) = match self.failures {
+            0 => waiting.next()?,
+            _ => waiting.min_by_key(|(_, step)| step.probes)?,
+        };
         let get = Task::Get { key: key.clone() };
         Some(match std::mem::replace(&mut step.at, At::Reading) {
             At::Check(value) => {
@@ -180,7 +200,7 @@ impl Backfill {
         })
     }
 
-    /// A task failed: do it again.
+    /// A task found its store out of reach, or was not answered: do it again.
     fn again(&mut self, job: &Job) {
         match job {
             Job::List(prefix) => {
@@ -190,6 +210,7 @@ impl Backfill {
             }
             Job::Read(key) | Job::Check(key) => {
                 if let Some(step) = self.keys.get_mut(key) {
+                    step.probes = step.probes.saturating_add(1);
                     step.at = match std::mem::replace(&mut step.at, At::Read) {
                         At::Checking(value) => At::Check(value),
                         At::Reading => At::Read,
@@ -327,6 +348,9 @@ impl MultiCore {
         let result = match result {
             Ok(result) => result,
             Err(error) => {
+                if let (Job::Read(key) | Job::Check(key), false) = (&job, is_outage(&error)) {
+                    return self.key_in_trouble(now, key, &error);
+                }
                 run.again(&job);
                 run.failures = run.failures.saturating_add(1);
                 run.retry_at = Some(now.mono + self.backoff.delay(run.failures));
@@ -336,6 +360,11 @@ impl MultiCore {
         };
         run.failures = 0;
         run.retry_at = None;
+        if let Job::Read(key) | Job::Check(key) = &job
+            && let Some(step) = run.keys.get_mut(key)
+        {
+            step.probes = 0;
+        }
         match (job, result) {
             (Job::List(prefix), TaskResult::Keys(keys)) => {
                 run.prefixes.remove(&prefix);
@@ -365,6 +394,38 @@ impl MultiCore {
         }
     }
 
+    /// The stores answer, and one key cannot be read: it is tried again, later and later, and the others go on.
+    fn key_in_trouble(&mut self, now: Now, key: &Arc<str>, error: &StoreError) {
+        let reason = error.to_string();
+        self.durable.totals.last_error = Some(reason.clone());
+        let Some(step) = self.backfill.as_mut().and_then(|run| run.keys.get_mut(key)) else { return };
+        if matches!(step.at, At::Reading | At::Checking(_)) {
+            step.failures = step.failures.saturating_add(1);
+            step.read_again_at(now.mono + self.backoff.delay(step.failures));
+            self.note_trouble(key, reason);
+        }
+    }
+
+    /// What keeps a key from being copied is told once, and shown as long as it does.
+    fn note_trouble(&mut self, key: &Arc<str>, reason: String) {
+        let Some(step) = self.backfill.as_mut().and_then(|run| run.keys.get_mut(key)) else { return };
+        if step.trouble.replace(reason.clone()).is_none() {
+            self.event(MigrationEvent::KeyNotCopied { key: key.to_string(), reason });
+        }
+    }
+
+    /// The keys that keep the present run from its end although the stores answer, in words.
+    pub(super) fn backfill_troubles(&self) -> Option<String> {
+        let keys = self.backfill.iter().flat_map(|run| &run.keys);
+        let mut troubles = keys.filter_map(|(key, step)| Some(format!("{key:?} ({})", step.trouble.as_ref()?)));
+        let first: Vec<_> = troubles.by_ref().take(sizes::NAMED).collect();
+        let more = match troubles.count() {
+            0 => String::new(),
+            more => format!(", and {more} more"),
+        };
+        (!first.is_empty()).then(|| format!("{}{more}", first.join(", ")))
+    }
+
     fn compare(&mut self, now: Now, key: &Arc<str>, found: Option<Value>) {
         let Some(run) = self.backfill.as_mut() else { return };
         let Some(step) = run.keys.get_mut(key) else { return };
@@ -386,8 +447,14 @@ impl MultiCore {
             return step.read_again_at(now.mono + settle);
         }
         if step.sent && !seen.is_empty() {
-            step.tries = step.tries.saturating_add(1);
-            return step.read_again_at(now.mono + self.backoff.delay(step.tries));
+            step.failures = step.failures.saturating_add(1);
+            step.read_again_at(now.mono + self.backoff.delay(step.failures));
+            if step.failures > 1 {
+                let store = self.config.kind(self.durable.primary.other());
+                let entries = seen.into_iter().take(sizes::NAMED).collect::<Vec<_>>();
+                self.note_trouble(key, format!("{store} takes and does not keep {entries:?}"));
+            }
+            return;
         }
         let all = found.and_then(|found| found.join(&wanted, now).ok());
         let all = all.map_or_else(|| wanted.clone(), |all| all.value);

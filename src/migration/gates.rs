@@ -86,7 +86,13 @@ impl MultiCore {
         let backfill = self.backfill_status();
         match (backfill.verified, backfill.running) {
             (true, _) => Ok(format!("{} keys verified in {store}", backfill.keys)),
-            (false, true) => Err(format!("the backfill of {store} runs: {} of {} keys", backfill.done, backfill.keys)),
+            (false, true) => {
+                let so_far = format!("the backfill of {store} runs: {} of {} keys", backfill.done, backfill.keys);
+                Err(match self.backfill_troubles() {
+                    Some(troubles) => format!("{so_far}; it waits for {troubles}"),
+                    None => so_far,
+                })
+            }
             (false, false) if backfill.too_large > 0 => {
                 Err(format!("the backfill is not verified: {} keys are too large for {store}", backfill.too_large))
             }

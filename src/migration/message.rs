@@ -303,6 +303,14 @@ pub enum MigrationEvent {
         /// The ones left out, with their sizes.
         too_large: String,
     },
+    /// The stores answer, and a key cannot be read, or the other store does not keep what it takes of it. It is tried
+    /// again, later and later; the run does not end before, and the gate `backfill` stays closed.
+    KeyNotCopied {
+        /// The key.
+        key: String,
+        /// What keeps it.
+        reason: String,
+    },
     /// A value of the primary has more than 80 % of what the other store takes.
     ValueLarge {
         /// The other store.

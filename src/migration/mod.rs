@@ -24,7 +24,8 @@
 //! # What is promised
 //! - Every acknowledged δ is in the primary, in the other store or in the outbox at any time; with mirroring on it ends
 //!   up in both stores.
-//! - What the other store loses again (it was set back, or somebody overwrote it) is copied from the primary again.
+//! - What the other store loses again (it was set back, or somebody overwrote it) is copied from the primary again: of the
+//!   keys that this node has read, watched or written, by itself; of all keys after a thorough comparison.
 //! - No reader of this node sees an older value after a flip than before it.
 //! - The other store, slow or dead, never delays or fails a write; a dead primary does not keep writes from the other
 //!   store while mirroring is on (the caller gets the primary's error, and should expect the write to appear).

@@ -13,7 +13,7 @@
 //! mirrored, a difference of theirs counts only when it is still there at further looks, for as long as a write may take.
 //!
 //! What a comparison finds missing from the other store while mirroring is on is copied there (again), key by key, as a
-//! backfill does it.
+//! backfill does it. The continuous one finds it for the keys that this node knows, the thorough one for all.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;

@@ -31,7 +31,7 @@ const RETRY: Duration = Duration::from_secs(10);
 const WHILE_TOO_LARGE: Duration = Duration::from_secs(30);
 
 /// How many keys a message names.
-const NAMED: usize = 3;
+pub(super) const NAMED: usize = 3;
 
 type Measure = dyn Fn(Side, &str, &Value) -> Option<ValueSize> + Send + Sync;
 

@@ -7,7 +7,7 @@ use super::parity::{Stores, closed, compare_for_good, mirroring, ring, task};
 use super::rules::Bench;
 use super::world::{mirror, secs};
 use crate::clock::Now;
-use crate::kv::Value;
+use crate::kv::{StoreError, StoreKind, Value};
 use crate::ring::Desc;
 
 fn live(name: &str, stamp: u64) -> Value {
@@ -112,7 +112,7 @@ fn what_the_other_store_takes_and_does_not_have_is_sent_again_later_and_later() 
 fn left_instances_that_are_not_kept_do_not_keep_a_flipped_ring_from_going_back() {
     let (mut bench, mut stores) = mirroring(false);
     stores.1 = Some(Side::A);
-    bench.runtime(super::world::to(crate::kv::StoreKind::Memberlist));
+    bench.runtime(super::world::to(StoreKind::Memberlist));
     let now = bench.now;
     let mut desc = ring(&["a", "k", "x"], now).downcast_ref::<Desc>().unwrap().clone();
     let tombstone = desc.instances["x"].tombstone(now.unix_secs() - 30);
@@ -145,4 +145,71 @@ fn a_tombstone_counts_where_it_hides_something_and_nowhere_else() {
     assert_eq!(seen(None, &Map::default()), None);
     assert_eq!(seen(None, &alive), Some(vec!["a".to_owned()]));
     assert_eq!(seen(Some(&other), &alive), Some(vec!["a".to_owned()]));
+}
+
+#[test]
+fn a_key_that_cannot_be_read_is_named_and_keeps_no_other_waiting() {
+    let mut bench = Bench::with(MultiConfig::default());
+    bench.runtime(mirror(true));
+    let keys = ["a.bak", "b", "c"];
+    let unreadable = || StoreError::Decode { key: "a.bak".into(), reason: "no ring".into() };
+    let mut tasks = bench.tasks();
+    let (mut asked, mut told) = (0, 0);
+    for second in 0..120 {
+        while let Some((id, side, task)) = tasks.pop() {
+            let answer = match task {
+                Task::List { .. } => Ok(TaskResult::Keys(keys.map(str::to_owned).to_vec())),
+                Task::Get { key } if &*key == "a.bak" && side == Side::A => {
+                    asked += 1;
+                    Err(unreadable())
+                }
+                // The other store is away at first.
+                Task::Get { .. } if side == Side::B && second < 60 => {
+                    Err(StoreError::Unavailable { store: StoreKind::Memberlist, reason: "down".into() })
+                }
+                Task::Get { .. } => Ok(TaskResult::Value(Some(live("n", 1)))),
+                other => panic!("{other:?}"),
+            };
+            bench.task_done(id, answer);
+            tasks.extend(bench.tasks());
+            told += usize::from(
+                bench.said(|event| matches!(event, MigrationEvent::KeyNotCopied { key, .. } if key == "a.bak")),
+            );
+            assert!(asked < 60, "without a pause");
+        }
+        bench.wait(secs(1));
+        tasks.extend(bench.tasks());
+    }
+    let status = bench.core.status(bench.now);
+    assert_eq!((status.backfill.running, status.backfill.done, status.backfill.keys), (true, 2, 3));
+    assert_eq!(told, 1);
+    let reason = bench.core.gates(bench.now).into_iter().find(|gate| gate.name == "backfill").unwrap().reason;
+    assert_eq!(
+        reason,
+        "the backfill of memberlist runs: 2 of 3 keys; it waits for \"a.bak\" (the stored value of key \"a.bak\" does not \
+         decode: no ring)"
+    );
+}
+
+#[test]
+fn a_key_that_a_store_leaves_unanswered_does_not_keep_the_others_waiting() {
+    let mut bench = Bench::with(MultiConfig::default());
+    bench.runtime(mirror(true));
+    let mut tasks = bench.tasks();
+    for _ in 0..300 {
+        while let Some((id, _, task)) = tasks.pop() {
+            let answer = match task {
+                Task::List { .. } => Ok(TaskResult::Keys(vec!["a".into(), "b".into(), "c".into()])),
+                Task::Get { key } if &*key == "a" => {
+                    Err(StoreError::Timeout { store: StoreKind::Consul, after: secs(2) })
+                }
+                _ => Ok(TaskResult::Value(Some(live("n", 1)))),
+            };
+            bench.task_done(id, answer);
+            tasks.extend(bench.tasks());
+        }
+        bench.wait(secs(1));
+        tasks.extend(bench.tasks());
+    }
+    assert_eq!(bench.core.status(bench.now).backfill.done, 2);
 }

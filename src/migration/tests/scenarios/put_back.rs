@@ -50,7 +50,7 @@ fn a_blind_overwrite_is_noticed() {
 #[test]
 fn a_backfill_that_removes_by_absence_is_noticed() {
     // Seldom: others must have joined by gossip, or by their mirror, between this node's two reads.
-    assert!(noticed_in(100, Fault::RemovalByAbsence, migration) >= 2);
+    assert!(noticed_in(60, Fault::RemovalByAbsence, migration) >= 1);
     assert_eq!(noticed_by(Fault::RemovalByAbsence, &[("skew", flips::nodes_flip_within_10_seconds)]).len(), 1);
 }
 
