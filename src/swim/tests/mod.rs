@@ -4,6 +4,7 @@
 mod broadcasts;
 mod cluster;
 mod encryption;
+mod foreign_cluster;
 mod harness;
 mod labels;
 mod limits;
