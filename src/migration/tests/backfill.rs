@@ -113,6 +113,8 @@ fn left_instances_that_are_not_kept_do_not_keep_a_flipped_ring_from_going_back()
     let (mut bench, mut stores) = mirroring(false);
     stores.1 = Some(Side::A);
     bench.runtime(super::world::to(StoreKind::Memberlist));
+    stores.work(&mut bench);
+    assert_eq!(bench.view().primary, Side::B);
     let now = bench.now;
     let mut desc = ring(&["a", "k", "x"], now).downcast_ref::<Desc>().unwrap().clone();
     let tombstone = desc.instances["x"].tombstone(now.unix_secs() - 30);
@@ -120,6 +122,8 @@ fn left_instances_that_are_not_kept_do_not_keep_a_flipped_ring_from_going_back()
     let value = Value::new(desc);
     stores.put(Side::B, "ring", &value);
     bench.input(Input::Delivered { key: "ring".into(), side: Side::B, value: Some(value) });
+    bench.core.start_backfill();
+    bench.wait(secs(1));
     stores.work(&mut bench);
     for _ in 0..10 {
         bench.wait(secs(10));
@@ -196,11 +200,12 @@ fn a_key_that_a_store_leaves_unanswered_does_not_keep_the_others_waiting() {
     let mut bench = Bench::with(MultiConfig::default());
     bench.runtime(mirror(true));
     let mut tasks = bench.tasks();
-    for _ in 0..300 {
+    for second in 0..300 {
         while let Some((id, _, task)) = tasks.pop() {
             let answer = match task {
                 Task::List { .. } => Ok(TaskResult::Keys(vec!["a".into(), "b".into(), "c".into()])),
-                Task::Get { key } if &*key == "a" => {
+                // At first it answers for none.
+                Task::Get { key } if &*key == "a" || second < 10 => {
                     Err(StoreError::Timeout { store: StoreKind::Consul, after: secs(2) })
                 }
                 _ => Ok(TaskResult::Value(Some(live("n", 1)))),
