@@ -55,6 +55,8 @@ pub enum TaskResult {
     Value(Option<Value>),
     /// The keys under the prefix.
     Keys(Vec<String>),
+    /// Whether the key is there.
+    Exists(bool),
 }
 
 /// Something happened.
@@ -167,6 +169,11 @@ pub enum Task {
     },
     /// Read the key.
     Get {
+        /// The key.
+        key: Arc<str>,
+    },
+    /// Find out whether the key is there, as a write would: a server that is behind must not answer this.
+    Exists {
         /// The key.
         key: Arc<str>,
     },
