@@ -47,9 +47,14 @@ impl MultiStore {
     }
 
     fn watch(&self, open: impl Fn(&dyn Store) -> Watch + Send + Sync + 'static) -> Watch {
+        let homed = self.homed(open);
+        Box::pin(stream::unfold(homed, |mut homed| async move { homed.next().await.map(|change| (change, homed)) }))
+    }
+
+    pub(super) fn homed(&self, open: impl Fn(&dyn Store) -> Watch + Send + Sync + 'static) -> Homed {
         let mut views = self.parts.views.subscribe();
         let view = *views.borrow_and_update();
-        let homed = Homed {
+        Homed {
             parts: self.parts.clone(),
             mirror: self.mirror.clone(),
             open: Arc::new(open),
@@ -57,8 +62,7 @@ impl MultiStore {
             view,
             inner: None,
             seen: HashMap::new(),
-        };
-        Box::pin(stream::unfold(homed, |mut homed| async move { homed.next().await.map(|change| (change, homed)) }))
+        }
     }
 }
 
@@ -66,7 +70,7 @@ impl MultiStore {
 type Open = dyn Fn(&dyn Store) -> Watch + Send + Sync;
 
 /// A watch that follows the primary.
-struct Homed {
+pub(super) struct Homed {
     parts: Arc<MirrorParts>,
     mirror: Addr<Mirror>,
     open: Arc<Open>,
@@ -79,7 +83,13 @@ struct Homed {
 }
 
 impl Homed {
-    async fn next(&mut self) -> Option<KeyChange> {
+    /// Of how many keys it is known what was handed out.
+    #[cfg(test)]
+    pub(super) fn remembered(&self) -> usize {
+        self.seen.len()
+    }
+
+    pub(super) async fn next(&mut self) -> Option<KeyChange> {
         loop {
             if self.inner.is_none() && !self.view.waiting_for_runtime {
                 self.inner = Some((self.open)(&*self.parts.side(self.view.primary)));
@@ -123,6 +133,10 @@ impl Homed {
         let seen = self.seen.entry(change.key.clone()).or_insert_with(|| ReadJoin::new(ttl));
         let read = seen.deliver(self.view.generation, incoming, Now::read());
         change.entry = read.into_value().map(|value| Entry { value, version });
+        if change.entry.is_none() {
+            // Nothing is held against what comes next, so there is nothing to remember: names come and go without end.
+            self.seen.remove(&change.key);
+        }
         Some(change)
     }
 }
