@@ -242,3 +242,18 @@ fn a_watch_of_a_prefix_forgets_keys_that_are_deleted() {
         }
     });
 }
+
+#[test]
+fn a_read_that_nobody_can_join_with_what_is_known_is_not_answered_with_less() {
+    run(|| async {
+        let bench = Bench::start(false);
+        let mut flags = Flags::default();
+        flags.insert(Now::read(), "state", 1);
+        bench.consul.join("flags/x", Value::new(flags)).await.unwrap();
+        assert!(bench.multi.get("flags/x").await.unwrap().is_some());
+        bench.guarded.control.send(guard::Control::Stop).unwrap();
+        bench.guarded.done.await.unwrap();
+        let read = bench.multi.get("flags/x").await;
+        assert!(matches!(read, Err(StoreError::Closed(StoreKind::Multi))), "{read:?}");
+    });
+}

@@ -41,6 +41,25 @@ impl MultiStore {
         Err(StoreError::Closed(StoreKind::Multi))
     }
 
+    /// What to hand to a reader of a key of which a store holds this.
+    async fn joined_with_known(
+        &self,
+        key: &Arc<str>,
+        side: Side,
+        found: Option<Value>,
+    ) -> Result<Option<Value>, StoreError> {
+        for _ in 0..RETRIES {
+            let read = Read { key: key.clone(), side, found: found.clone() };
+            match self.mirror.send(read).await {
+                Ok(value) => return Ok(value),
+                Err(_) if self.mirror.connected() => {}
+                Err(_) => break,
+            }
+        }
+        // What was found may be older than what this node has handed out already.
+        Err(StoreError::Closed(StoreKind::Multi))
+    }
+
     /// The store that is not primary, for watches alone: they follow it over a flip.
     pub(crate) fn shadow(self: &Arc<Self>) -> Arc<Shadow> {
         Arc::new(Shadow(self.clone()))
@@ -168,8 +187,7 @@ impl Store for MultiStore {
                 let version = found.as_ref().map_or(0, |entry| entry.version);
                 let value = found.map(|entry| entry.value);
                 // Right after a flip the new primary may lag behind what was already read: the core joins that.
-                let read = Read { key, side, found: value.clone() };
-                let value = self.mirror.send(read).await.unwrap_or(value);
+                let value = self.joined_with_known(&key, side, value).await?;
                 return Ok(value.map(|value| Entry { value, version }));
             }
         })
