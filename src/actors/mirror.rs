@@ -273,6 +273,7 @@ impl Mirror {
                         TaskResult::Done
                     }
                     Task::Get { key } => TaskResult::Value(store.get_latest(&key).await?.map(|entry| entry.value)),
+                    Task::Exists { key } => TaskResult::Exists(mirror_join::is_there(&*store, &key).await?),
                     Task::List { prefix } => TaskResult::Keys(store.list_latest(&prefix).await?),
                 })
             };

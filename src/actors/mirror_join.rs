@@ -60,7 +60,7 @@ async fn join_where_there(store: &dyn Store, key: &str, delta: &Value) -> Result
 }
 
 /// Whether a key is there, asked as a write would ask: a server that is behind does not answer this.
-async fn is_there(store: &dyn Store, key: &str) -> Result<bool, StoreError> {
+pub(super) async fn is_there(store: &dyn Store, key: &str) -> Result<bool, StoreError> {
     let there = Arc::new(AtomicBool::new(false));
     let seen = there.clone();
     let look = move |found: Option<&Value>| {

@@ -70,10 +70,12 @@ struct Bench {
     multi: Arc<MultiStore>,
     /// What Consul is asked.
     asked: mpsc::UnboundedReceiver<Asked>,
+    /// What Consul holds.
+    consul: SharedStore,
     /// The other store.
     gossip: SharedStore,
     deaths: mpsc::UnboundedReceiver<guard::ChildEvent>,
-    _guarded: guard::Guarded,
+    guarded: guard::Guarded,
 }
 
 impl Bench {
@@ -82,7 +84,8 @@ impl Bench {
         codecs.register("flags/", Arc::new(Flags::codec()));
         let (asking, asked) = mpsc::unbounded_channel();
         let gossip = Memory::new().store(codecs.clone());
-        let consul = Arc::new(Stuck { inner: Memory::new().store(codecs.clone()), asked: asking });
+        let consul = Memory::new().store(codecs.clone());
+        let stuck = Arc::new(Stuck { inner: consul.clone(), asked: asking });
         let config = MultiConfig {
             mirror_enabled,
             mirror_timeout: Duration::from_millis(200),
@@ -94,7 +97,7 @@ impl Bench {
             status: ArcSwap::from_pointee(Mirror::first_status(&config)),
             config,
             codecs,
-            sides: [consul, gossip.clone()],
+            sides: [stuck, gossip.clone()],
             members: None,
             events: EventHub::new(),
             durable: Mutex::new(None),
@@ -106,7 +109,7 @@ impl Bench {
         let policy = RestartPolicy { backoff_min: Duration::from_millis(1), ..RestartPolicy::default() };
         let (mirror, guarded) = guard::spawn(ChildStatus::new("mirror"), policy, events, Mirror::new(parts.clone()));
         let multi = MultiStore::new(parts.clone(), mirror.clone());
-        Self { parts, mirror, multi, asked, gossip, deaths, _guarded: guarded }
+        Self { parts, mirror, multi, asked, consul, gossip, deaths, guarded }
     }
 
     async fn flip(&self, to: StoreKind) {
@@ -218,5 +221,39 @@ fn a_callback_that_still_runs_when_its_actor_has_died_says_nothing_of_later_oper
         while mirrored.next().await.unwrap().entry.is_none() {}
         let flags = bench.in_gossip("flags/after").await;
         assert_eq!((flags.get("after"), flags.get("before")), (Some(&1), None));
+    });
+}
+
+#[test]
+fn a_watch_of_a_prefix_forgets_keys_that_are_deleted() {
+    run(|| async {
+        let bench = Bench::start(false);
+        let mut watch = bench.multi.homed(|store| store.watch_prefix("flags/"));
+        let mut flags = Flags::default();
+        flags.insert(Now::read(), "state", 1);
+        for n in 0..10 {
+            let key = format!("flags/{n}");
+            bench.consul.join(&key, Value::new(flags.clone())).await.unwrap();
+            while watch.next().await.unwrap().entry.is_none() {}
+            assert_eq!(watch.remembered(), 1);
+            bench.consul.delete(&key).await.unwrap();
+            while watch.next().await.unwrap().entry.is_some() {}
+            assert_eq!(watch.remembered(), 0, "{key}");
+        }
+    });
+}
+
+#[test]
+fn a_read_that_nobody_can_join_with_what_is_known_is_not_answered_with_less() {
+    run(|| async {
+        let bench = Bench::start(false);
+        let mut flags = Flags::default();
+        flags.insert(Now::read(), "state", 1);
+        bench.consul.join("flags/x", Value::new(flags)).await.unwrap();
+        assert!(bench.multi.get("flags/x").await.unwrap().is_some());
+        bench.guarded.control.send(guard::Control::Stop).unwrap();
+        bench.guarded.done.await.unwrap();
+        let read = bench.multi.get("flags/x").await;
+        assert!(matches!(read, Err(StoreError::Closed(StoreKind::Multi))), "{read:?}");
     });
 }

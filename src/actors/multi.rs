@@ -41,15 +41,39 @@ impl MultiStore {
         Err(StoreError::Closed(StoreKind::Multi))
     }
 
+    /// What to hand to a reader of a key of which a store holds this.
+    async fn joined_with_known(
+        &self,
+        key: &Arc<str>,
+        side: Side,
+        found: Option<Value>,
+    ) -> Result<Option<Value>, StoreError> {
+        for _ in 0..RETRIES {
+            let read = Read { key: key.clone(), side, found: found.clone() };
+            match self.mirror.send(read).await {
+                Ok(value) => return Ok(value),
+                Err(_) if self.mirror.connected() => {}
+                Err(_) => break,
+            }
+        }
+        // What was found may be older than what this node has handed out already.
+        Err(StoreError::Closed(StoreKind::Multi))
+    }
+
     /// The store that is not primary, for watches alone: they follow it over a flip.
     pub(crate) fn shadow(self: &Arc<Self>) -> Arc<Shadow> {
         Arc::new(Shadow(self.clone()))
     }
 
     fn watch(&self, open: impl Fn(&dyn Store) -> Watch + Send + Sync + 'static) -> Watch {
+        let homed = self.homed(open);
+        Box::pin(stream::unfold(homed, |mut homed| async move { homed.next().await.map(|change| (change, homed)) }))
+    }
+
+    pub(super) fn homed(&self, open: impl Fn(&dyn Store) -> Watch + Send + Sync + 'static) -> Homed {
         let mut views = self.parts.views.subscribe();
         let view = *views.borrow_and_update();
-        let homed = Homed {
+        Homed {
             parts: self.parts.clone(),
             mirror: self.mirror.clone(),
             open: Arc::new(open),
@@ -57,8 +81,7 @@ impl MultiStore {
             view,
             inner: None,
             seen: HashMap::new(),
-        };
-        Box::pin(stream::unfold(homed, |mut homed| async move { homed.next().await.map(|change| (change, homed)) }))
+        }
     }
 }
 
@@ -66,7 +89,7 @@ impl MultiStore {
 type Open = dyn Fn(&dyn Store) -> Watch + Send + Sync;
 
 /// A watch that follows the primary.
-struct Homed {
+pub(super) struct Homed {
     parts: Arc<MirrorParts>,
     mirror: Addr<Mirror>,
     open: Arc<Open>,
@@ -79,7 +102,13 @@ struct Homed {
 }
 
 impl Homed {
-    async fn next(&mut self) -> Option<KeyChange> {
+    /// Of how many keys it is known what was handed out.
+    #[cfg(test)]
+    pub(super) fn remembered(&self) -> usize {
+        self.seen.len()
+    }
+
+    pub(super) async fn next(&mut self) -> Option<KeyChange> {
         loop {
             if self.inner.is_none() && !self.view.waiting_for_runtime {
                 self.inner = Some((self.open)(&*self.parts.side(self.view.primary)));
@@ -123,6 +152,10 @@ impl Homed {
         let seen = self.seen.entry(change.key.clone()).or_insert_with(|| ReadJoin::new(ttl));
         let read = seen.deliver(self.view.generation, incoming, Now::read());
         change.entry = read.into_value().map(|value| Entry { value, version });
+        if change.entry.is_none() {
+            // Nothing is held against what comes next, so there is nothing to remember: names come and go without end.
+            self.seen.remove(&change.key);
+        }
         Some(change)
     }
 }
@@ -154,8 +187,7 @@ impl Store for MultiStore {
                 let version = found.as_ref().map_or(0, |entry| entry.version);
                 let value = found.map(|entry| entry.value);
                 // Right after a flip the new primary may lag behind what was already read: the core joins that.
-                let read = Read { key, side, found: value.clone() };
-                let value = self.mirror.send(read).await.unwrap_or(value);
+                let value = self.joined_with_known(&key, side, value).await?;
                 return Ok(value.map(|value| Entry { value, version }));
             }
         })

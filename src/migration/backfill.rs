@@ -223,7 +223,8 @@ impl Backfill {
             | Job::SizeList
             | Job::SizeRead(_)
             | Job::ParityList
-            | Job::ParityRead(..) => {}
+            | Job::ParityRead(..)
+            | Job::Doubt(_) => {}
         }
     }
 

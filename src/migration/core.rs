@@ -42,6 +42,8 @@ pub(super) enum Job {
     ParityList,
     /// Comparison: what a store has of a key.
     ParityRead(Arc<str>, Reading),
+    /// Whether a key is there that was to be deleted.
+    Doubt(Arc<str>),
 }
 
 /// Exponential delays with jitter: between half and all of `min · 2ⁿ`, at most `max`.
@@ -164,6 +166,7 @@ impl MultiCore {
         for outbox in &mut core.durable.outbox {
             outbox.restart(now);
         }
+        core.restart_doubts();
         for intent in std::mem::take(&mut core.durable.intents).values() {
             core.outcome_unknown(intent, now);
         }
@@ -227,7 +230,7 @@ impl MultiCore {
             Input::Tick => {}
             Input::Runtime(runtime) => self.runtime(now, runtime),
             Input::RuntimeInvalid(reason) => self.event(MigrationEvent::RuntimeRefused { reason }),
-            Input::Op { id, key, kind } => self.op(id, key, kind),
+            Input::Op { id, key, kind } => self.op(id, key, kind, now),
             Input::OpDropped { id } => self.op_dropped(id, now),
             Input::Intent { id, delta } => self.intent(id, delta, now),
             Input::OpDone { id, side, result } => self.op_done(id, side, result, now),
@@ -258,7 +261,9 @@ impl MultiCore {
         let backfill = self.backfill.iter().filter_map(|run| run.next_deadline(reference));
         let parity = self.parity_deadline(reference);
         let sizes = self.sizes_deadline(reference);
-        outboxes.chain(backfill).chain(parity).chain(sizes).chain(self.ops_deadline()).chain(self.drain_until).min()
+        let doubts = self.doubts_deadline(reference);
+        let others = outboxes.chain(backfill).chain(parity).chain(sizes).chain(doubts);
+        others.chain(self.ops_deadline()).chain(self.drain_until).min()
     }
 
     fn runtime(&mut self, now: Now, runtime: RuntimeMulti) {
@@ -295,7 +300,7 @@ impl MultiCore {
         self.publish();
         if first {
             // The flip of a node that has read and written nothing went through at once, before its first operation.
-            self.release_held();
+            self.release_held(now);
         }
     }
 
@@ -363,6 +368,7 @@ impl MultiCore {
             Job::Flush { side, key } => (side, key),
             Job::Survey => return self.survey_done(id, result),
             job @ (Job::SizeList | Job::SizeRead(_)) => return self.size_task_done(now, job, result),
+            Job::Doubt(key) => return self.doubt_done(now, id, &key, result),
             job @ (Job::ParityList | Job::ParityRead(..)) => return self.parity_task_done(now, job, result),
             job => return self.backfill_task_done(now, job, result),
         };
@@ -437,6 +443,7 @@ impl MultiCore {
         self.prune(now);
         self.expire_ops(now);
         if self.drain_until.is_none() {
+            self.step_doubts(now);
             // Its end may open the gate of a flip, and a flip begins another one.
             self.step_backfill(now);
             self.step_parity(now);

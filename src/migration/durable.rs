@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::config::{MultiConfig, Side};
+use super::doubts::Doubt;
 use super::message::OpId;
 use super::outbox::Outbox;
 use crate::kv::Value;
@@ -26,6 +27,8 @@ pub struct Durable {
     pub(super) outbox: [Outbox; 2],
     /// What running operations are about to change.
     pub(super) intents: Arc<BTreeMap<OpId, Intent>>,
+    /// Deletions of unknown outcome.
+    pub(super) doubts: Arc<BTreeMap<Arc<str>, Doubt>>,
     /// Last position in an outbox.
     pub(super) seq: u64,
     pub(super) last_task: u64,
@@ -69,6 +72,7 @@ impl Durable {
             known: Arc::default(),
             outbox: [Outbox::default(), Outbox::default()],
             intents: Arc::default(),
+            doubts: Arc::default(),
             seq: 0,
             last_task: 0,
             totals: Totals::default(),

@@ -55,6 +55,8 @@ pub enum TaskResult {
     Value(Option<Value>),
     /// The keys under the prefix.
     Keys(Vec<String>),
+    /// Whether the key is there.
+    Exists(bool),
 }
 
 /// Something happened.
@@ -171,7 +173,12 @@ pub enum Task {
         /// The key.
         key: Arc<str>,
     },
-    /// List the keys under a prefix, asked in the same way.
+    /// Find out whether the key is there, as a write would: a server that is behind must not answer this.
+    Exists {
+        /// The key.
+        key: Arc<str>,
+    },
+    /// List the keys under a prefix, asked as [`Task::Get`] asks.
     List {
         /// The prefix.
         prefix: String,

@@ -19,6 +19,7 @@
 //! - `parity`: comparing the stores · `gates`: whether a flip is safe, and the way back
 //! - `config`, `message`, `status`: the plain data · `durable`: what outlives the actor
 //! - `sizes`: whether everything fits the other store · `story`: gates and outbox, told when they change
+//! - `doubts`: deletions that may have happened
 //! - `read`: [`ReadJoin`], which keeps a watch from going back in time
 //!
 //! # What is promised
@@ -34,6 +35,7 @@
 mod backfill;
 mod config;
 mod core;
+mod doubts;
 mod durable;
 mod flip;
 mod gates;

@@ -46,26 +46,29 @@ const fn leaves_delta(error: &StoreError) -> bool {
 }
 
 impl MultiCore {
-    pub(super) fn op(&mut self, id: OpId, key: Arc<str>, kind: OpKind) {
+    pub(super) fn op(&mut self, id: OpId, key: Arc<str>, kind: OpKind, now: Now) {
         self.ops.insert(id, Op { key, kind, state: State::Held });
         if !self.durable.waiting {
-            self.run(id);
+            self.run(id, now);
         }
     }
 
     /// Runs it (again) on the present primary. What an earlier run was about to change elsewhere stays recorded: should
     /// the caller be gone, there is no further run, and that is all that is known.
-    fn run(&mut self, id: OpId) {
+    fn run(&mut self, id: OpId, now: Now) {
         let side = self.durable.primary;
-        if let Some(op) = self.ops.get_mut(&id) {
-            op.state = State::Running { side, mirror_at: None, rerun_at: None };
-            self.out.push_back(Output::RunOp { id, side });
+        let Some(op) = self.ops.get_mut(&id) else { return };
+        let before = std::mem::replace(&mut op.state, State::Running { side, mirror_at: None, rerun_at: None });
+        self.out.push_back(Output::RunOp { id, side });
+        if let (OpKind::Delete, State::Running { side: left, .. }) = (&op.kind, before) {
+            let key = op.key.clone();
+            self.doubt_deletion(&key, left, now);
         }
     }
 
-    pub(super) fn release_held(&mut self) {
+    pub(super) fn release_held(&mut self, now: Now) {
         for id in self.held() {
-            self.run(id);
+            self.run(id, now);
         }
     }
 
@@ -130,25 +133,23 @@ impl MultiCore {
             && !at_primary
             && is_outage(error)
         {
-            return self.run(id);
+            return self.run(id, now);
         }
         // One that an earlier run on the other side left says nothing of this run.
         let intent = self.take_intent(id).filter(|intent| intent.side == side);
         match result {
             Ok(OpEffect::Written(delta)) => {
+                self.not_in_doubt(&key);
                 self.remember(&key, &delta, now);
                 self.acknowledged(id, side, &key, Some(&delta), now);
             }
             Ok(OpEffect::Deleted) => {
-                Arc::make_mut(&mut self.durable.known).remove(&key);
-                if let Some(run) = self.backfill.as_mut() {
-                    // A value that was read before the deletion must not be copied after it.
-                    run.deleted(&key);
-                }
+                self.not_in_doubt(&key);
+                self.forget_deleted(&key);
                 self.acknowledged(id, side, &key, None, now);
             }
             // "As it was" was said of the old primary; only the new one can say it of itself.
-            Ok(OpEffect::Unchanged) if !at_primary => self.run(id),
+            Ok(OpEffect::Unchanged) if !at_primary => self.run(id, now),
             Ok(OpEffect::Unchanged) => {
                 if intent.is_some() {
                     self.recheck(&key);
@@ -160,6 +161,15 @@ impl MultiCore {
                 self.failed_at_primary(id, key, kind, intent, error, now);
             }
             Err(error) => self.reply(id, Verdict::Failed(error)),
+        }
+    }
+
+    /// The key is gone for certain.
+    pub(super) fn forget_deleted(&mut self, key: &Arc<str>) {
+        Arc::make_mut(&mut self.durable.known).remove(key);
+        if let Some(run) = self.backfill.as_mut() {
+            // A value that was read before the deletion must not be copied after it.
+            run.deleted(key);
         }
     }
 
@@ -205,6 +215,7 @@ impl MultiCore {
         }
         match delta {
             Some(delta) if leaves_delta(&error) => {
+                self.not_in_doubt(&key);
                 self.enqueue(other, &key, &delta, Reason::Owed, now);
             }
             None if leaves_delta(&error) && matches!(kind, OpKind::Cas) => {
@@ -216,6 +227,9 @@ impl MultiCore {
                 return;
             }
             _ if had_intent => self.recheck(&key),
+            _ if matches!(kind, OpKind::Delete) && is_outage(&error) => {
+                self.doubt_deletion(&key, other.other(), now);
+            }
             _ => {}
         }
         self.reply(id, Verdict::Failed(error));
@@ -229,6 +243,7 @@ impl MultiCore {
         if let Some(delta) = delta
             && self.durable.mirror
         {
+            self.not_in_doubt(&key);
             // Seen from the side that failed, whichever is primary by now: the other one must not starve.
             self.enqueue(failed.other(), &key, &delta, Reason::Owed, now);
         }
@@ -251,6 +266,7 @@ impl MultiCore {
     pub(super) fn ops_after_flip(&mut self, now: Now) {
         let primary = self.durable.primary;
         let deadline = now.mono + self.config.patience();
+        self.doubts_after_flip(now);
         let mut answered = Vec::new();
         for (id, op) in &mut self.ops {
             match &mut op.state {
@@ -293,7 +309,7 @@ impl MultiCore {
             }
         }
         for id in rerun {
-            self.run(id);
+            self.run(id, now);
         }
     }
 

@@ -37,6 +37,7 @@ impl Stores {
                 TaskResult::Keys(store.keys().filter(|key| key.starts_with(prefix)).cloned().collect())
             }
             Task::Get { key } => TaskResult::Value(store.get(&**key).cloned()),
+            Task::Exists { key } => TaskResult::Exists(store.contains_key(&**key)),
             Task::Join { key, delta } => {
                 let joined = match store.get(&**key) {
                     Some(value) => value.join(delta, now).unwrap().value,

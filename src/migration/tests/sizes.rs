@@ -50,6 +50,7 @@ fn serve(bench: &mut Bench, primary: &[(&str, u64)], secondary: &[(&str, u64)]) 
                 joined.push(key);
                 TaskResult::Done
             }
+            Task::Exists { key } => TaskResult::Exists(held.iter().any(|(held, _)| *held == &*key)),
             Task::Delete { .. } => TaskResult::Done,
         };
         bench.task_done(id, Ok(result));

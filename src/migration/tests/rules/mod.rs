@@ -1,5 +1,6 @@
 //! Each rule of the multi store on its own: inputs in, outputs out.
 
+mod doubts;
 mod flips;
 mod life;
 mod writes;

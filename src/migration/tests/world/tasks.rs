@@ -38,6 +38,7 @@ impl World {
     fn perform(&mut self, node: usize, side: Side, task: Task) -> TaskResult {
         match (task, side) {
             (Task::Get { key }, side) => TaskResult::Value(self.raw(node, side, &key).map(|value| value.value())),
+            (Task::Exists { key }, side) => TaskResult::Exists(self.raw(node, side, &key).is_some()),
             (Task::List { prefix }, side) => {
                 let keys = match side {
                     Side::A => self.consul.keys.keys(),
