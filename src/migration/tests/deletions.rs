@@ -347,6 +347,7 @@ fn answer(bench: &mut Bench) -> bool {
         let answer = match task {
             Task::List { .. } => TaskResult::Keys((side == Side::B).then(|| "ring".into()).into_iter().collect()),
             Task::Get { .. } => TaskResult::Value((side == Side::B).then(|| Map::one("a", 1, Some(1)).value())),
+            Task::Exists { .. } => TaskResult::Exists(side == Side::B),
             Task::Join { .. } | Task::Delete { .. } => {
                 created |= side == Side::A;
                 continue;
