@@ -299,9 +299,28 @@ async fn a_node_that_starts_after_its_section_went_away_says_that_it_is_on_anoth
     file.write("# gone\n");
     let node = fleet.add(1).await;
     until("it says so", async || warning(&node).is_some()).await;
+    let cache = std::fs::read_dir(data.path()).unwrap().next().expect("the cache").unwrap().path();
+    let without_section = std::fs::read(&cache).unwrap();
     file.write(FLIPPED);
     fleet.primary(StoreKind::Memberlist).await;
     assert_eq!(warning(&node), None);
+    node.leave().await;
+    fleet.take("node-1");
+
+    // As an event, too: here it learns all that after it has started, so that there is somebody to hear it.
+    std::fs::remove_file(&cache).unwrap();
+    file.remove();
+    let node = fleet.add(1).await;
+    let seen = record(&node);
+    std::fs::write(&cache, without_section).unwrap();
+    file.write("# gone\n");
+    until("the event comes", async || {
+        let gone = |event: &NodeEvent| {
+            matches!(event, NodeEvent::RuntimePrimaryGone { last, primary } if last == "memberlist" && primary == "inmemory")
+        };
+        seen.lock().unwrap().iter().any(gone)
+    })
+    .await;
     fleet.stop().await;
 }
 

@@ -34,7 +34,7 @@ fn roll(world: &mut World, n: usize) {
     world.plan(world.at + secs(3), move |world| {
         let node = &world.nodes[n];
         if node.alive && node.life == life {
-            world.end(n);
+            world.leave(n);
             world.plan(world.at + secs(1), move |world| world.boot(n, Static::GossipAlone, Duration::ZERO));
         } else if !node.alone || !node.alive {
             world.plan(world.at + secs(1), move |world| roll(world, n));

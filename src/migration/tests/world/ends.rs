@@ -59,8 +59,14 @@ impl World {
         self.end(n);
     }
 
+    /// The process ends in peace: it goes when others have heard what it had to say.
+    pub(in super::super) fn leave(&mut self, n: usize) {
+        self.join_gossip(n);
+        self.end(n);
+    }
+
     /// The process ends, and what it held is gone with it.
-    pub(in super::super) fn end(&mut self, n: usize) {
+    fn end(&mut self, n: usize) {
         let core = MultiCore::new(self.nodes[n].core.config.clone(), self.now_of(n));
         self.new_life(n, core);
         let node = &mut self.nodes[n];
