@@ -79,13 +79,10 @@ impl MultiCore {
 
     /// Asks what is to be asked now.
     pub(super) fn step_doubts(&mut self, now: Now) {
-        let mut in_flight = self.durable.doubts.values().filter(|doubt| doubt.asked.is_some()).count();
+        let in_flight = self.durable.doubts.values().filter(|doubt| doubt.asked.is_some()).count();
         let due = self.durable.doubts.iter().filter(|(_, doubt)| doubt.asked.is_none() && doubt.due <= now.mono);
-        for (key, side) in due.map(|(key, doubt)| (key.clone(), doubt.side)).collect::<Vec<_>>() {
-            if in_flight >= MAX_IN_FLIGHT {
-                return;
-            }
-            in_flight += 1;
+        let next = due.map(|(key, doubt)| (key.clone(), doubt.side)).take(MAX_IN_FLIGHT.saturating_sub(in_flight));
+        for (key, side) in next.collect::<Vec<_>>() {
             let id = self.start_task(Job::Doubt(key.clone()), side, Task::Exists { key: key.clone() });
             if let Some(doubt) = Arc::make_mut(&mut self.durable.doubts).get_mut(&key) {
                 doubt.asked = Some(id);
