@@ -3,6 +3,8 @@
 use tokio::sync::mpsc;
 
 use super::*;
+use crate::actors::guard::{self, ChildStatus, RestartPolicy};
+use crate::actors::message::{Drill, Fault};
 use crate::transport::{BoxFuture, Counters, MemoryNetwork, MemoryTransport, Stream};
 use crate::wire::message::{Alive, Message, Ping, Source, Suspect, VSN, WireIp};
 use crate::wire::{decode_packet, encode_message, encode_packets};
@@ -56,8 +58,13 @@ fn addr(host: u8) -> SocketAddr {
 /// A node "me" at host 1 that does nothing by itself.
 fn parts() -> (Arc<MembershipParts>, mpsc::UnboundedReceiver<(Bytes, Arc<Members>)>) {
     let zero = Duration::ZERO;
-    let config =
-        SwimConfig { probe_interval: zero, gossip_interval: zero, push_pull_interval: zero, ..SwimConfig::lan() };
+    let config = SwimConfig {
+        probe_interval: zero,
+        gossip_interval: zero,
+        push_pull_interval: zero,
+        leave_timeout: Duration::from_millis(300),
+        ..SwimConfig::lan()
+    };
     let members = Arc::<ArcSwap<Members>>::default();
     let (sent, packets) = mpsc::unbounded_channel();
     let network = Spy { inner: MemoryNetwork::new().endpoint(addr(1)), members: members.clone(), sent };
@@ -140,4 +147,26 @@ fn refusals_are_logged_once_a_minute_even_while_members_change_all_the_time() {
     assert_eq!(change(2, 60), Some(2));
     assert_eq!(change(3, 30), Some(2));
     assert_eq!(change(4, 61), Some(4));
+}
+
+#[test]
+fn a_goodbye_over_which_the_actor_dies_is_said_again_and_not_reported_before() {
+    run(async {
+        let (parts, mut packets) = parts();
+        let queue = parts.queue.clone();
+        let (events, _seen) = mpsc::unbounded_channel();
+        let status = ChildStatus::new("membership");
+        let (address, guarded) = guard::spawn(status, RestartPolicy::default(), events, Membership::new(parts));
+        let source = Some(Source { addr: WireIp::from(addr(2).ip()), port: 7946, node: "n".into() });
+        queue.push(packet(&[alive("n", 2, 1), Message::Ping(Ping { seq_no: 5, node: "me".into(), source })]));
+        packets.recv().await.unwrap();
+
+        // The goodbye waits until it was sent often enough, and the actor dies in between.
+        let (left, died) = futures_util::join!(address.send(Leave), address.send(Drill(Fault::Panic)));
+        assert_eq!((left.unwrap(), died.is_err()), (Err(()), true));
+        assert!(leave(&address).await, "its successor says it");
+        guarded.control.send(guard::Control::Stop).unwrap();
+        guarded.done.await.unwrap();
+        assert!(!leave(&address).await, "nobody does any more");
+    });
 }
