@@ -262,6 +262,8 @@ impl Membership {
                 }
             }
             Output::LabelChecked { id, accept, silent } => {
+                // Whoever asked looks next at which labels the members send: the answers have just told.
+                self.publish();
                 let names = |members: Vec<NodeName>| members.iter().map(NodeName::to_string).collect();
                 self.checks.done(id, LabelCheck { accept: names(accept), silent: names(silent) });
             }
