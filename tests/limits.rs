@@ -68,16 +68,17 @@ async fn streams_that_are_refused_are_counted_by_reason_and_do_not_stay_open() {
 
     // Someone else's label, a byte that is no message, and nothing at all.
     let mut sockets = Vec::new();
-    for bytes in [&b"\xf4\x05other\x08"[..], b"\x63", b""] {
+    let unknown_type = &b"\x0d\x81\xa5Error\xb7unknown message type 99"[..];
+    for (bytes, told) in [(&b"\xf4\x05other\x08"[..], &b""[..]), (b"\x63", unknown_type), (b"", b"")] {
         let mut socket = TcpStream::connect(to).await.unwrap();
         socket.write_all(bytes).await.unwrap();
-        sockets.push(socket);
+        sockets.push((socket, told));
     }
-    for socket in &mut sockets {
+    for (socket, told) in &mut sockets {
         let mut answer = Vec::new();
         // A reset is as good as an end.
         let _ = socket.read_to_end(&mut answer).await;
-        assert!(answer.is_empty(), "strangers learn nothing: {answer:?}");
+        assert_eq!(answer, *told, "strangers learn nothing, and who has our label what was wrong");
     }
     until("all three are counted", async || {
         refused("label_mismatch") == 1.0 && refused("silent") == 1.0 && refused("unknown_type") == 1.0

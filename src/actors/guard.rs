@@ -16,7 +16,7 @@ use std::task::Poll;
 use std::time::{Duration, Instant};
 
 use actix::dev::ContextFut;
-use actix::{Actor, ActorContext, Addr, Context, Supervised};
+use actix::{Actor, ActorContext, Addr, AsyncContext, Context, Supervised};
 use rand::RngExt;
 use serde::Serialize;
 use tokio::sync::{mpsc, oneshot};
@@ -209,6 +209,9 @@ where
     (address, Guarded { status, control, done })
 }
 
+/// More than any actor spawns when it starts.
+const FIRST_NUMBERS: usize = 64;
+
 struct Guard<A: Actor<Context = Context<A>> + Supervised> {
     future: ContextFut<A, Context<A>>,
     status: Arc<ChildStatus>,
@@ -285,8 +288,16 @@ impl<A: Actor<Context = Context<A>> + Supervised> Guard<A> {
 
     fn restart(&mut self) -> bool {
         let future = &mut self.future;
+        let spawned = future.ctx().spawn(actix::fut::ready(())).into_usize();
         // `restarting` rebuilds the actor; should that panic, the next poll panics too and is counted as a death.
         let connected = catch_unwind(AssertUnwindSafe(|| future.restart())).unwrap_or(true);
+        // actix numbers what an actor spawns from 1 again, and still cancels by number what its predecessor cancelled last:
+        // that was a timer, and would be one that the successor begins with. So its numbers begin behind those.
+        if spawned <= FIRST_NUMBERS {
+            for _ in 0..spawned {
+                self.future.ctx().spawn(actix::fut::ready(()));
+            }
+        }
         if connected {
             self.status.set_state(ActorState::Running);
         }

@@ -1,6 +1,6 @@
 #![allow(clippy::unwrap_used)]
 
-use actix::{AsyncContext, Handler, Message};
+use actix::{Handler, Message};
 
 use super::*;
 

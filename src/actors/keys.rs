@@ -69,6 +69,9 @@ pub enum KeyChangeError {
     /// The node has ended.
     #[error("the node has ended")]
     Closed,
+    /// The membership actor died over the change, and was started again. The change may be made or not.
+    #[error("the membership actor died over the change; look at the keys, and ask again")]
+    Interrupted,
 }
 
 /// A change of the keyring.

@@ -262,6 +262,8 @@ impl Membership {
                 }
             }
             Output::LabelChecked { id, accept, silent } => {
+                // Whoever asked looks next at which labels the members send: the answers have just told.
+                self.publish();
                 let names = |members: Vec<NodeName>| members.iter().map(NodeName::to_string).collect();
                 self.checks.done(id, LabelCheck { accept: names(accept), silent: names(silent) });
             }
@@ -477,20 +479,31 @@ impl Handler<SetSeeds> for Membership {
     }
 }
 
-/// Says goodbye; answered when the others have been told, or cannot be.
+/// Says goodbye; answered when the others have been told, or cannot be. An error when the actor died before: its successor
+/// says goodbye too, and answers whoever asks again.
 pub(crate) struct Leave;
-message!(Leave => ());
+message!(Leave => Result<(), ()>);
 
 impl Handler<Leave> for Membership {
-    type Result = ResponseFuture<()>;
+    type Result = ResponseFuture<Result<(), ()>>;
 
     fn handle(&mut self, _: Leave, ctx: &mut Self::Context) -> Self::Result {
         let (done, left) = oneshot::channel();
         self.leaving.push(done);
         self.input(Input::Leave, ctx);
-        Box::pin(async move {
-            let _ = left.await;
-        })
+        Box::pin(async move { left.await.map_err(drop) })
+    }
+}
+
+/// Says goodbye, again if the actor dies over it. Whether it was passed on.
+pub(crate) async fn leave(membership: &Addr<Membership>) -> bool {
+    loop {
+        match membership.send(Leave).await {
+            Ok(Ok(())) => return true,
+            // It waits in the mailbox until the successor is there.
+            Ok(Err(())) | Err(_) if membership.connected() => {}
+            Ok(Err(())) | Err(_) => return false,
+        }
     }
 }
 

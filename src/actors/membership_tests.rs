@@ -3,8 +3,11 @@
 use tokio::sync::mpsc;
 
 use super::*;
+use crate::actors::guard::{self, ChildStatus, RestartPolicy};
+use crate::actors::keys::CheckLabel;
+use crate::actors::message::{Drill, Fault};
 use crate::transport::{BoxFuture, Counters, MemoryNetwork, MemoryTransport, Stream};
-use crate::wire::message::{Alive, Message, Ping, Source, Suspect, VSN, WireIp};
+use crate::wire::message::{Ack, Alive, Message, Ping, Source, Suspect, VSN, WireIp};
 use crate::wire::{decode_packet, encode_message, encode_packets};
 
 /// A transport that shows each packet together with the members that were published when it was sent.
@@ -56,8 +59,13 @@ fn addr(host: u8) -> SocketAddr {
 /// A node "me" at host 1 that does nothing by itself.
 fn parts() -> (Arc<MembershipParts>, mpsc::UnboundedReceiver<(Bytes, Arc<Members>)>) {
     let zero = Duration::ZERO;
-    let config =
-        SwimConfig { probe_interval: zero, gossip_interval: zero, push_pull_interval: zero, ..SwimConfig::lan() };
+    let config = SwimConfig {
+        probe_interval: zero,
+        gossip_interval: zero,
+        push_pull_interval: zero,
+        leave_timeout: Duration::from_millis(300),
+        ..SwimConfig::lan()
+    };
     let members = Arc::<ArcSwap<Members>>::default();
     let (sent, packets) = mpsc::unbounded_channel();
     let network = Spy { inner: MemoryNetwork::new().endpoint(addr(1)), members: members.clone(), sent };
@@ -140,4 +148,51 @@ fn refusals_are_logged_once_a_minute_even_while_members_change_all_the_time() {
     assert_eq!(change(2, 60), Some(2));
     assert_eq!(change(3, 30), Some(2));
     assert_eq!(change(4, 61), Some(4));
+}
+
+#[test]
+fn a_goodbye_over_which_the_actor_dies_is_said_again_and_not_reported_before() {
+    run(async {
+        let (parts, mut packets) = parts();
+        let queue = parts.queue.clone();
+        let (events, _seen) = mpsc::unbounded_channel();
+        let status = ChildStatus::new("membership");
+        let (address, guarded) = guard::spawn(status, RestartPolicy::default(), events, Membership::new(parts));
+        let source = Some(Source { addr: WireIp::from(addr(2).ip()), port: 7946, node: "n".into() });
+        queue.push(packet(&[alive("n", 2, 1), Message::Ping(Ping { seq_no: 5, node: "me".into(), source })]));
+        packets.recv().await.unwrap();
+
+        // The goodbye waits until it was sent often enough, and the actor dies in between.
+        let (left, died) = futures_util::join!(address.send(Leave), address.send(Drill(Fault::Panic)));
+        assert_eq!((left.unwrap(), died.is_err()), (Err(()), true));
+        assert!(leave(&address).await, "its successor says it");
+        guarded.control.send(guard::Control::Stop).unwrap();
+        guarded.done.await.unwrap();
+        assert!(!leave(&address).await, "nobody does any more");
+    });
+}
+
+#[test]
+fn the_labels_that_a_check_heard_are_published_with_its_result() {
+    run(async {
+        let (parts, mut packets) = parts();
+        let (queue, members) = (parts.queue.clone(), parts.members.clone());
+        let address = Membership::new(parts).start();
+        let source = Some(Source { addr: WireIp::from(addr(2).ip()), port: 7946, node: "third".into() });
+        // Host 2 tells of a member at host 3, which has not sent anything yet.
+        queue.push(packet(&[alive("n", 3, 1), Message::Ping(Ping { seq_no: 5, node: "me".into(), source })]));
+        packets.recv().await.unwrap();
+        let answer = async {
+            let (ping, _) = packets.recv().await.unwrap();
+            let messages = decode_packet(&ping, &PacketOptions::default()).unwrap().messages;
+            let Some(Message::Ping(Ping { seq_no, .. })) = messages.first() else { panic!("{messages:?}") };
+            let ack = Message::Ack(Ack { seq_no: *seq_no, payload: Bytes::new() });
+            queue.push(InboundPacket { from: addr(3), ..packet(&[ack]) });
+        };
+        let (checked, ()) = futures_util::join!(address.send(CheckLabel(Label::NONE)), answer);
+        assert_eq!(checked.unwrap().unwrap().accept, ["n"]);
+        let shown = members.load_full();
+        let member = shown.list.iter().find(|member| member.name.as_str() == "n").unwrap();
+        assert_eq!(shown.label_of(member), Some(&Label::NONE));
+    });
 }

@@ -23,7 +23,7 @@ use super::events::EventHub;
 use super::guard::{self, ChildEvent, ChildStatus, RestartPolicy};
 use super::heartbeat::{Heartbeat, HeartbeatParts, Shutdown};
 use super::joining::Joined;
-use super::membership::{Leave, Members, Membership, QueuedBroadcasts};
+use super::membership::{Members, Membership, QueuedBroadcasts, leave};
 use super::message::{Drill, Fault};
 use super::mirror::{Drain, Mirror, MirrorParts};
 use super::multi::MultiStore;
@@ -296,7 +296,7 @@ impl System {
             if tokio::time::timeout(limit, self.updates_sent(membership)).await.is_err() {
                 report.unfinished.push("gossip: updates were still waiting to be sent".to_owned());
             }
-            if !matches!(tokio::time::timeout(limit, membership.send(Leave)).await, Ok(Ok(()))) {
+            if !matches!(tokio::time::timeout(limit, leave(membership)).await, Ok(true)) {
                 report.unfinished.push("gossip: the goodbye was not passed on".to_owned());
             }
             // Passed on to the sockets; over TCP that is not yet to the others.

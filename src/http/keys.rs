@@ -57,7 +57,7 @@ impl From<KeyChangeError> for Refusal {
     fn from(error: KeyChangeError) -> Self {
         let status = match error {
             KeyChangeError::Key(KeyError::Unknown) => 404,
-            KeyChangeError::Closed => 503,
+            KeyChangeError::Closed | KeyChangeError::Interrupted => 503,
             _ => 409,
         };
         Self::new(status, error.to_string())

@@ -70,6 +70,9 @@ impl Node {
 
     async fn change_keys(&self, change: ChangeKeys) -> Result<(), KeyChangeError> {
         let Some(membership) = &self.system.membership else { return Err(KeyChangeError::NoGossip) };
-        membership.send(change).await.unwrap_or(Err(KeyChangeError::Closed))
+        membership.send(change).await.unwrap_or_else(|_| match membership.connected() {
+            true => Err(KeyChangeError::Interrupted),
+            false => Err(KeyChangeError::Closed),
+        })
     }
 }

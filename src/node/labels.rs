@@ -97,7 +97,10 @@ impl Node {
         let options = transport.wrapping.options();
         let to = to.unwrap_or_else(|| options.label.clone());
         let check = membership.send(CheckLabel(to.clone())).await;
-        let check = check.map_err(|_| "the node has ended".to_owned())??;
+        let check = check.map_err(|_| match membership.connected() {
+            true => "the membership actor died over the check; ask again",
+            false => "the node has ended",
+        })??;
         Ok(plan(&options, &to, &check, &self.heard_labels()))
     }
 
