@@ -178,8 +178,8 @@ fn after_a_leave_the_same_name_returns_at_once_with_another_port() {
 #[test]
 fn a_node_that_restarts_before_anybody_noticed_refutes_what_is_known_of_it() {
     let mut net = Net::cluster(6, 6, &SwimConfig::lan());
-    for _ in 0..4 {
-        net.input(2, Input::UpdateMeta(Bytes::from_static(b"before")));
+    for times in 1..5 {
+        net.input(2, Input::UpdateMeta(Bytes::from(vec![b'x'; times])));
     }
     net.until(secs(5), "its incarnation is known", |net| net.member(0, "n2").unwrap().incarnation == 5);
     net.nodes[2].up = false;
