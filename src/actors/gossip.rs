@@ -155,10 +155,7 @@ impl Handler<RemoteState> for Gossip {
 }
 
 /// Our state, for a push/pull.
-pub(crate) struct LocalState {
-    #[allow(dead_code, reason = "says what the exchange is for; the whole state is sent either way")]
-    pub(crate) join: bool,
-}
+pub(crate) struct LocalState;
 message!(LocalState => Bytes);
 
 impl Handler<LocalState> for Gossip {

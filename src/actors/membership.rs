@@ -238,9 +238,9 @@ impl Membership {
                     let _ = answer.send(bytes);
                 }
             }
-            Output::NeedUserState { exchange, join } => {
+            Output::NeedUserState { exchange, .. } => {
                 let Some(gossip) = self.parts.gossip.get() else { return };
-                ctx.spawn(gossip.send(LocalState { join }).into_actor(self).map(move |state, this, ctx| {
+                ctx.spawn(gossip.send(LocalState).into_actor(self).map(move |state, this, ctx| {
                     // Without the store's state the exchange goes on with the members alone.
                     let bytes = state.unwrap_or_default();
                     this.input(Input::UserState { exchange, bytes }, ctx);

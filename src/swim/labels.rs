@@ -137,13 +137,18 @@ impl HeardLabels {
         }
     }
 
+    /// Whether this label is new, and no further one is to be had without forgetting some.
+    fn has_no_number_for(&self, label: &Label) -> bool {
+        self.labels.len() > usize::from(u8::MAX) && !self.labels.contains(label)
+    }
+
     /// The number of a label, a new one if need be; `None` when all are in use.
     fn number(&mut self, label: &Label) -> Option<u8> {
+        if self.has_no_number_for(label) {
+            self.forget_unused();
+        }
         if let Some(known) = self.labels.iter().position(|known| known == label) {
             return u8::try_from(known).ok();
-        }
-        if self.labels.len() > usize::from(u8::MAX) {
-            self.forget_unused();
         }
         let number = u8::try_from(self.labels.len()).ok()?;
         self.labels.push(label.clone());
@@ -214,7 +219,8 @@ impl Swim {
             return;
         }
         let heard = Arc::make_mut(&mut self.labels.heard);
-        if heard.len() >= self.table.len() + MAX_STRANGERS {
+        // Strangers who make up labels must not use up the numbers that members need for theirs.
+        if heard.len() >= self.table.len() + MAX_STRANGERS || heard.has_no_number_for(label) {
             let members: BTreeSet<_> =
                 self.table.iter().filter_map(|member| member.socket_addr()).map(Address::from).collect();
             heard.retain(|address| members.contains(address));

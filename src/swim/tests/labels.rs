@@ -1,11 +1,15 @@
 //! Labels: two clusters stay two, and a cluster can find out whether it is ready for another label.
 
+use std::net::SocketAddr;
 use std::time::Duration;
 
 use bytes::Bytes;
+use rand::SeedableRng;
+use rand::rngs::StdRng;
 
 use super::harness::Net;
 use crate::swim::{ForeignLabels, Input, MAX_FOREIGN_LABELS, SwimConfig};
+use crate::wire::message::{Message, Nack};
 use crate::wire::{Label, PacketOptions, WireError, encode_message, encode_packets};
 
 fn secs(n: u64) -> Duration {
@@ -110,19 +114,38 @@ fn a_check_tells_who_accepts_a_label_although_packets_are_lost() {
     assert_eq!(net.nodes[alone].label_checks, [(2, vec![], vec![])]);
 }
 
+/// A packet that says nothing arrives under a label.
+fn packet_under(net: &mut Net, node: usize, from: SocketAddr, text: &str) {
+    let nothing = Message::Nack(Nack { seq_no: 1 });
+    let options = PacketOptions { label: label(text), ..PacketOptions::default() };
+    let mut nonces: StdRng = SeedableRng::seed_from_u64(0);
+    for bytes in encode_packets(&[encode_message(&nothing)], &options, false, &mut nonces) {
+        net.input(node, Input::Packet { from, bytes });
+    }
+}
+
+#[test]
+fn labels_that_strangers_make_up_leave_room_for_those_of_members() {
+    let mut net = Net::cluster(9, 3, &config("", false, &[]));
+    let (member, other) = (net.nodes[1].addr, net.nodes[2].addr);
+    net.until(secs(60), "it hears from both", |net| {
+        [member, other].iter().all(|from| net.nodes[0].swim.heard_labels().of(*from).is_some())
+    });
+    for i in 0..255 {
+        packet_under(&mut net, 0, SocketAddr::from(([10, 9, 0, 1], 1_000 + i)), &format!("made-up-{i}"));
+    }
+    packet_under(&mut net, 0, member, "next");
+    assert_eq!(net.nodes[0].swim.heard_labels().of(member), Some(&label("next")));
+    assert!(net.nodes[0].swim.heard_labels().of(other).is_some(), "what members sent is still known");
+}
+
 #[test]
 fn foreign_labels_are_counted_and_a_flood_of_them_takes_no_room() {
     let mut net = Net::new(7);
     let node = net.add("n", 7000, &config("prod", true, &[]));
-    let ping = crate::wire::message::Message::Nack(crate::wire::message::Nack { seq_no: 1 });
     for i in 0..10_000_u32 {
-        let options = PacketOptions { label: label(&format!("cluster-{i}")), ..PacketOptions::default() };
-        let mut nonces = rand::SeedableRng::seed_from_u64(0);
-        let nonces: &mut rand::rngs::StdRng = &mut nonces;
-        for bytes in encode_packets(&[encode_message(&ping)], &options, false, nonces) {
-            let from = std::net::SocketAddr::from(([10, 9, (i >> 8) as u8, i as u8], 7946));
-            net.input(node, Input::Packet { from, bytes });
-        }
+        let from = SocketAddr::from(([10, 9, (i >> 8) as u8, i as u8], 7946));
+        packet_under(&mut net, node, from, &format!("cluster-{i}"));
     }
     let foreign = net.nodes[node].swim.foreign_labels();
     assert_eq!(foreign.iter().count(), MAX_FOREIGN_LABELS);
