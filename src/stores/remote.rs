@@ -93,6 +93,7 @@ pub(super) struct Prepared {
     pub(super) bytes: Vec<u8>,
     pub(super) delta: Value,
     /// Whether it is a join. Whoever joins does not compare versions afterwards.
+    #[cfg_attr(not(feature = "consul"), expect(dead_code, reason = "only Consul has to be asked for the version"))]
     pub(super) joins: bool,
 }
 
