@@ -260,7 +260,7 @@ impl MultiCore {
     }
 
     /// How long it takes until every node has tried again to send what waits in its outbox.
-    const fn settle_time(&self) -> Duration {
+    pub(super) const fn settle_time(&self) -> Duration {
         self.config.retry_max.saturating_add(self.config.patience())
     }
 

@@ -6,7 +6,7 @@
 //! absent alone: somebody here wanted this key deleted, and nobody here has written it since.
 
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use super::config::Side;
 use super::core::{Job, MultiCore};
@@ -29,7 +29,8 @@ pub(super) struct Doubt {
     times: u32,
     /// When it is asked next.
     due: Instant,
-    /// Not asked any more after this.
+    /// Not asked any more after this: for a while a store that says "it is there" is asked again, because the deletion may
+    /// still be on its way to it, and one that is not primary any more, because others may write the key elsewhere.
     until: Option<Instant>,
 }
 
@@ -37,7 +38,7 @@ impl MultiCore {
     /// A store left the deletion of a key unanswered.
     pub(super) fn doubt_deletion(&mut self, key: &Arc<str>, side: Side, now: Now) {
         let due = now.mono + self.backoff.delay(1);
-        let until = (side != self.durable.primary).then(|| now.mono + self.doubts_last());
+        let until = (side != self.durable.primary).then(|| now.mono + self.settle_time());
         let doubt = Doubt { side, asked: None, times: 0, due, until };
         Arc::make_mut(&mut self.durable.doubts).insert(key.clone(), doubt);
     }
@@ -50,14 +51,8 @@ impl MultiCore {
         }
     }
 
-    /// How long a store that says "it is there" is asked again: the deletion may still be on its way to it. And how long
-    /// one is asked that is not primary any more: meanwhile others may have written the key where it is read now.
-    fn doubts_last(&self) -> Duration {
-        self.config.retry_max + self.config.patience()
-    }
-
     pub(super) fn doubts_after_flip(&mut self, now: Now) {
-        let until = now.mono + self.doubts_last();
+        let until = now.mono + self.settle_time();
         if !self.durable.doubts.is_empty() {
             for doubt in Arc::make_mut(&mut self.durable.doubts).values_mut() {
                 doubt.until.get_or_insert(until);
@@ -92,7 +87,7 @@ impl MultiCore {
 
     /// The store that was asked to delete the key says whether it has it.
     pub(super) fn doubt_done(&mut self, now: Now, id: TaskId, key: &Arc<str>, result: Result<TaskResult, StoreError>) {
-        let last = self.doubts_last();
+        let last = self.settle_time();
         let Some(doubt) = Arc::make_mut(&mut self.durable.doubts).get_mut(key).filter(|doubt| doubt.asked == Some(id))
         else {
             return;

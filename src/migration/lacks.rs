@@ -34,7 +34,12 @@ pub(super) fn lacks(found: Option<&Value>, wanted: &Value, now: Now) -> Option<L
     Some(Lack { delta, seen })
 }
 
+/// Whether a store that holds this has something that readers could see.
+pub(super) fn lives(value: Option<&Value>) -> bool {
+    value.is_some_and(|value| !alive(value).is_empty())
+}
+
 /// Names of the entries that are no tombstones.
-pub(super) fn alive(value: &Value) -> BTreeSet<String> {
+fn alive(value: &Value) -> BTreeSet<String> {
     value.without_tombstones(None).0.content().into_iter().collect()
 }

@@ -23,7 +23,7 @@ use serde::Serialize;
 
 use super::config::{MultiConfig, Side};
 use super::core::{Job, MultiCore};
-use super::lacks::{alive, lacks};
+use super::lacks::{lacks, lives};
 use super::message::{MigrationEvent, Output, Task, TaskResult};
 use crate::clock::Now;
 use crate::kv::{StoreError, StoreKind, Value};
@@ -363,8 +363,8 @@ impl MultiCore {
             return;
         }
         for (key, readings) in &run.keys {
-            let there = |value: &Option<Value>| value.as_ref().is_some_and(|value| !alive(value).is_empty());
-            let absent = there(&readings.first) && there(&readings.last_now) && readings.secondary_now.is_none();
+            let there = lives(readings.first.as_ref()) && lives(readings.last_now.as_ref());
+            let absent = there && readings.secondary_now.is_none();
             let ring = report.rings.get(&**key).is_some_and(|ring| !ring.secondary_has_all());
             let value = report.values.get(&**key).is_some_and(|value| value.secondary_lacks > 0);
             if absent || ring || value {
@@ -440,16 +440,15 @@ impl Readings {
     }
 
     fn compare(&self, now: Now) -> Difference {
-        // A value in which nothing is alive is as good as none: one kind of store keeps its key, another does not.
-        let lives = |value: &Option<Value>| value.as_ref().is_some_and(|value| !alive(value).is_empty());
         let primary_never = self.first.is_none() && self.last.is_none() && self.last_now.is_none();
         let primary_always = self.first.is_some() && self.last.is_some() && self.last_now.is_some();
         let secondary_never = self.secondary.is_none() && self.secondary_now.is_none();
         let secondary_always = self.secondary.is_some() && self.secondary_now.is_some();
+        // A value in which nothing is alive is as good as none: one kind of store keeps its key, another does not.
         if primary_always && secondary_never {
-            return if lives(&self.last_now) { Difference::OnlyPrimary } else { Difference::None };
+            return if lives(self.last_now.as_ref()) { Difference::OnlyPrimary } else { Difference::None };
         } else if primary_never && secondary_always {
-            return if lives(&self.secondary_now) { Difference::OnlySecondary } else { Difference::None };
+            return if lives(self.secondary_now.as_ref()) { Difference::OnlySecondary } else { Difference::None };
         } else if self.ring() {
             return Difference::None;
         }
